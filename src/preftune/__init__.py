@@ -1,0 +1,34 @@
+"""preftune: align any causal language model on preference data, and prove what it did.
+
+import preftune
+run = preftune.train("sandbox", "sandbox", "dpo")
+run.plot()
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+# Where each public name lives; loaded on first use, so that importing preftune does no work.
+_HOMES = {
+    "train": "preftune.api",
+    "Run": "preftune.run",
+    "RunConfig": "preftune.config",
+    "PreftuneError": "preftune.errors",
+    "objectives": "preftune.objectives",
+}
+__all__ = ["PreftuneError", "Run", "RunConfig", "__version__", "objectives", "train"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'preftune' has no attribute {name!r}")
+    module = import_module(_HOMES[name])
+    return module if _HOMES[name].rpartition(".")[2] == name else getattr(module, name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,186 @@
+"""The command line: parse, call one function, print."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    name="preftune",
+    help="Align any causal language model on preference data, and prove what it did.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+Words = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[CONFIG.yaml] [KEY=VALUE]...", help="a config file, and overrides of its keys"),
+]
+Model = Annotated[str | None, typer.Option("--model", "-m", help="folder, hub id, 'sandbox' or 'scratch:<model type>'")]
+Data = Annotated[str | None, typer.Option("--data", "-d", help="file, folder, hub id or 'sandbox'")]
+Out = Annotated[Path | None, typer.Option("--out", "-o", help="run folder; default runs/<objective>-<time>")]
+Lora = Annotated[bool, typer.Option("--lora", help="train LoRA adapters instead of all weights")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="no progress bar")]
+
+
+@app.command()
+def train(
+    words: Words = None,
+    model: Model = None,
+    data: Data = None,
+    objective: Annotated[str | None, typer.Option("--objective", help="dpo, ipo, sft, or package.module:Class")] = None,
+    out: Out = None,
+    lora: Lora = False,
+    quiet: Quiet = False,
+) -> None:
+    """Align a model on preferences: --model and --data are enough.
+
+    Examples:
+        preftune train --model sandbox --data sandbox --objective ipo
+        preftune train --model ./my-model --data pairs.jsonl optim.learning_rate=1e-6 batch.size=32
+        preftune train config.yaml objective.beta=0.2
+    """
+    _train(words, model, data, objective, out, lora, quiet)
+
+
+@app.command()
+def sft(
+    words: Words = None,
+    model: Model = None,
+    data: Data = None,
+    out: Out = None,
+    lora: Lora = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train on demonstrations (or on the chosen responses of pairs)."""
+    _train(words, model, data, "sft", out, lora, quiet)
+
+
+@app.command()
+def init(
+    path: Annotated[Path, typer.Argument(help="file to write")] = Path("preftune.yaml"),
+) -> None:
+    """Write a config with every key, its default and what it means."""
+    from preftune import yaml_tree
+    from preftune.config import RunConfig
+    from preftune.errors import PreftuneError
+
+    if path.exists():
+        raise PreftuneError(f"{path} exists already: name another file")
+    path.write_text(yaml_tree.commented(RunConfig), encoding="utf-8")
+    typer.echo(f"wrote {path}: set model.path and data.path, then run: preftune train {path}")
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", "-o", help="run folder")] = Path("runs/demo"),
+    count: Annotated[int, typer.Option("--pairs", min=64, help="training pairs")] = 4096,
+    noise: Annotated[float, typer.Option(min=0, max=0.5, help="probability that a label is flipped")] = 0.0,
+    seed: Annotated[int, typer.Option(min=0, help="of pairs and training")] = 0,
+    quiet: Quiet = False,
+) -> None:
+    """Align the built-in model on the built-in world, in under a minute, and show what changed."""
+    from preftune.demo import demo as run_demo
+    from preftune.report.terminal import show_run
+
+    show_run(run_demo(out, count=count, noise=noise, seed=seed, overwrite=True, quiet=quiet))
+
+
+@app.command()
+def pairs(
+    task: Annotated[str, typer.Argument(help="task whose answers can be checked: gsm8k")],
+    model: Annotated[str, typer.Option("--model", "-m", help="folder, hub id, 'sandbox' or 'scratch:<model type>'")],
+    data: Annotated[
+        str | None, typer.Option("--data", "-d", help="the task's questions, where it needs a file")
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="file to write (jsonl)")] = Path("pairs.jsonl"),
+    n: Annotated[int, typer.Option("-n", min=2, help="answers sampled for each question")] = 8,
+    limit: Annotated[int | None, typer.Option(min=1, help="use the first questions only")] = None,
+    temperature: Annotated[float, typer.Option(min=0.0, help="of the sampled answers")] = 1.0,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="longest answer, in tokens")] = 256,
+    seed: Annotated[int, typer.Option(min=0, help="of the samples")] = 0,
+) -> None:
+    """Sample answers to a task, check them, and write right-over-wrong pairs."""
+    from preftune.pairs import write_pairs
+
+    typer.echo(
+        write_pairs(
+            task, model, data, out, n=n, limit=limit, temperature=temperature, max_new_tokens=max_new_tokens, seed=seed
+        )
+    )
+
+
+@app.command()
+def report(run: Annotated[Path, typer.Argument(help="run folder")]) -> None:
+    """Write a run's report.html anew."""
+    from preftune.report.html import write
+
+    typer.echo(write(run))
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    from preftune import __version__
+
+    typer.echo(__version__)
+
+
+def _train(
+    words: list[str] | None,
+    model: str | None,
+    data: str | None,
+    objective: str | None,
+    out: Path | None,
+    lora: bool,
+    quiet: bool,
+) -> None:
+    from preftune import yaml_tree
+    from preftune.errors import PreftuneError
+
+    file, overrides = _split(words or [])
+    given: dict[str, Any] = {"model.path": model, "data.path": data, "objective.name": objective, "output.path": out}
+    overrides = [f"{key}={value}" for key, value in given.items() if value is not None] + overrides
+    if lora:
+        overrides.append("model.lora={}")
+    if file is None and model is None and data is None:
+        raise PreftuneError("nothing to train: give --model and --data, or a config file (preftune init writes one)")
+
+    from preftune.api import run
+    from preftune.config import RunConfig
+    from preftune.report.terminal import show_run
+
+    config = yaml_tree.load(RunConfig, file, overrides, tagged=("objective",))
+    show_run(run(config, show=not quiet))
+
+
+def _split(words: list[str]) -> tuple[Path | None, list[str]]:
+    """Config file and overrides."""
+    from preftune.errors import PreftuneError
+
+    files = [word for word in words if "=" not in word]
+    if len(files) > 1:
+        raise PreftuneError(f"one config file at a time, got {' and '.join(files)} (overrides are KEY=VALUE)")
+    return (Path(files[0]) if files else None), [word for word in words if "=" in word]
+
+
+def main() -> None:
+    """Entry point: errors that a user can mend are one sentence and exit code 2."""
+    from preftune.errors import PreftuneError
+
+    try:
+        app()
+    except PreftuneError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,152 @@
+"""From a source to examples on two sides, training and held out: sources -> records -> split -> token ids."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from preftune.data import sources
+from preftune.data.examples import Example
+from preftune.data.records import (
+    Demonstration,
+    Drops,
+    Judged,
+    Preference,
+    Record,
+    fingerprint,
+    records,
+    without_identical,
+)
+from preftune.data.rendering import Renderer, RenderingConfig, render_all
+from preftune.data.split import held_out
+from preftune.errors import PreftuneError
+from preftune.objectives.base import DataKind
+
+KIND: dict[type, DataKind] = {Preference: "pairs", Judged: "labels", Demonstration: "demonstrations"}
+WHAT: dict[DataKind, str] = {
+    "pairs": "pairs (prompt, chosen, rejected)",
+    "labels": "judged responses (prompt, completion, label)",
+    "demonstrations": "demonstrations (prompt, completion)",
+}
+
+
+class DataConfig(BaseModel):
+    """What to learn from."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    path: str | None = Field(None, description="file, folder, hub id, or 'sandbox' (built in)")
+    layout: str | None = Field(None, description="name of the rows' layout; none: recognised on sight")
+    split: str | None = Field(None, description="split of a data set on the hub")
+    limit: int | None = Field(None, ge=1, description="use the first rows only")
+    held_out: float = Field(0.1, ge=0, description="share (below 1) or number of records held out, by prompt")
+    held_out_path: str | None = Field(None, description="data of its own to hold out, instead of a share")
+    bad_rows: Literal["error", "drop"] = Field("error", description="what becomes of rows that cannot be read")
+    rendering: RenderingConfig = Field(default_factory=RenderingConfig, description="from text to tokens")
+
+
+@dataclass(frozen=True)
+class Records:
+    """The records of a run, before any tokenizer is known.
+
+    Attributes:
+        train: to learn from.
+        held_out: to evaluate on; may be empty.
+        kind: what all of them are.
+        fingerprint: SHA-256 of both sides.
+        messages: what was left out, one line each.
+    """
+
+    train: list[Record]
+    held_out: list[Record]
+    kind: DataKind
+    fingerprint: str
+    messages: list[str]
+
+    def texts(self) -> Iterator[str]:
+        """Every text of the training side, to train a tokenizer on."""
+        for record in self.train:
+            if isinstance(record, Preference):
+                parts: tuple[Any, ...] = (record.prompt, record.chosen, record.rejected)
+            else:
+                parts = (record.prompt, record.response)
+            for part in parts:
+                if isinstance(part, str):
+                    yield part
+                else:
+                    yield from (turn.content for turn in part)
+
+
+@dataclass(frozen=True)
+class Examples:
+    """The same as token ids."""
+
+    train: list[Example]
+    held_out: list[Example]
+    messages: list[str]
+
+
+def read(
+    config: DataConfig, source: str | Iterable[Any], seed: int, apart: str | Iterable[Any] | None = None
+) -> Records:
+    """Read, check and split a source.
+
+    Args:
+        config: how to read and what to hold out.
+        source: what `sources.rows` takes, or records.
+        seed: of the split.
+        apart: a source to hold out, instead of a share of the first.
+
+    Raises:
+        PreftuneError: for anything wrong with the data.
+    """
+    unreadable, identical = Drops(config.bad_rows), Drops("drop")
+
+    def read_all(of: str | Iterable[Any], split: str | None) -> list[Record]:
+        found = _as_records(of) or records(sources.rows(of, split=split), config.layout, unreadable)
+        return list(without_identical(islice(found, config.limit), identical))
+
+    train = read_all(source, config.split)
+    if not train:
+        raise PreftuneError(f"no usable row in the data: {identical.summary()}")
+    if (apart := apart or config.held_out_path) is not None:
+        other = read_all(apart, None)
+    elif config.held_out:
+        train, other = held_out(train, config.held_out, seed)
+    else:
+        other = []
+    kinds = {KIND[type(record)] for record in (*train, *other)}
+    if len(kinds) > 1:
+        raise PreftuneError(f"the data mixes {' and '.join(sorted(WHAT[kind] for kind in kinds))}: train on one kind")
+    messages = [drops.summary() for drops in (unreadable, identical) if drops.dropped]
+    return Records(train, other, kinds.pop(), fingerprint([*train, *other]), messages)
+
+
+def _as_records(source: str | Iterable[Any]) -> Iterator[Record] | None:
+    """The source, if it is a list of records already."""
+    if isinstance(source, list) and source and all(isinstance(record, Record) for record in source):
+        return iter(source)
+    return None
+
+
+def render(found: Records, tokenizer: Any, config: DataConfig) -> Examples:
+    """Records -> token ids, by the tokenizer's chat template for conversations.
+
+    Raises:
+        PreftuneError: if nothing is left to train on, or a prompt and its response do not stay apart as tokens.
+    """
+    renderer = Renderer(tokenizer, config.rendering)
+    sides, messages = [], []
+    for name, side in (("training", found.train), ("held-out", found.held_out)):
+        examples, dropped = render_all(side, renderer)
+        if dropped:
+            summary = Drops("drop", list(dropped)).summary()
+            messages.append(f"{name} data: {summary}")
+        if side and not examples:
+            raise PreftuneError(f"nothing is left of the {name} data: {summary}")
+        sides.append(examples)
+    return Examples(sides[0], sides[1], messages)

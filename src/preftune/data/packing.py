@@ -1,0 +1,203 @@
+"""Examples -> batches: one row of tokens in which each prompt stands once, or padded rows, with the same targets.
+
+Tensor names carry their shape: T tokens of the batch, K targets (response tokens to predict), R responses, E examples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from preftune.data.examples import Example
+
+
+@dataclass
+class Tree:
+    """The segments of a packed row. A token sees its own segment causally, and all of its ancestor segments.
+
+    Attributes:
+        start: first token of each segment.
+        length: tokens of each segment; segments are contiguous and in order.
+        parent: index of each segment's parent; -1 for a root. A parent stands before its children.
+        consumed: how often attention has used these segments; each attention layer adds one per forward.
+        masks: attention masks by shape, filled by the attention and shared by the layers.
+    """
+
+    start: tuple[int, ...]
+    length: tuple[int, ...]
+    parent: tuple[int, ...]
+    consumed: int = 0
+    masks: dict[tuple[object, ...], Tensor] = field(default_factory=dict)
+
+    def ancestors(self, segment: int) -> list[int]:
+        """Ancestors of a segment, the root first."""
+        chain: list[int] = []
+        while (segment := self.parent[segment]) >= 0:
+            chain.insert(0, segment)
+        return chain
+
+
+@dataclass(frozen=True)
+class PackedBatch:
+    """Tokens to run a model on, targets to score, and what each response and example is.
+
+    Exactly one of `tree` and `row_length` is given: a tree batch is one row of T tokens, a padded batch is
+    T / row_length rows, one for each response, with the prompt repeated.
+
+    Attributes:
+        ids_T: token ids.
+        position_T: position of each token on its path from the root.
+        attended_T: False for padding.
+        source_K: token whose hidden state predicts the target.
+        target_K: token id to predict.
+        response_K: response that the target belongs to.
+        example_R: example that each response belongs to.
+        role_R: a `Role` each.
+        score_R: label, rank or reward; NaN where there is none.
+        length_R: number of targets.
+        last_R: last token of each response (for scalar heads).
+        row_E: index of the record in its source.
+        weight_E: weight in the loss.
+        confidence_E: probability that chosen is better.
+        gap_E: rated difference; NaN where there is none.
+        token: further values per target, each of shape K.
+    """
+
+    ids_T: Tensor
+    position_T: Tensor
+    attended_T: Tensor
+    source_K: Tensor
+    target_K: Tensor
+    response_K: Tensor
+    example_R: Tensor
+    role_R: Tensor
+    score_R: Tensor
+    length_R: Tensor
+    last_R: Tensor
+    row_E: Tensor
+    weight_E: Tensor
+    confidence_E: Tensor
+    gap_E: Tensor
+    token: Mapping[str, Tensor]
+    tree: Tree | None
+    row_length: int | None
+    real_tokens: int
+
+    @property
+    def examples(self) -> int:
+        """Number of examples."""
+        return len(self.row_E)
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens that a forward computes, padding included."""
+        return len(self.ids_T)
+
+    def to(self, device: torch.device | str) -> PackedBatch:
+        """The same batch on another device."""
+        moved: dict[str, object] = {
+            f.name: value.to(device, non_blocking=True)
+            for f in fields(self)
+            if isinstance(value := getattr(self, f.name), Tensor)
+        }
+        moved["token"] = {name: value.to(device, non_blocking=True) for name, value in self.token.items()}
+        return replace(self, **moved)  # type: ignore[arg-type]
+
+
+def pack(examples: Sequence[Example]) -> PackedBatch:
+    """Examples -> one row of tokens: each prompt once, followed by its responses."""
+    ids, positions, sources = list[np.ndarray](), list[np.ndarray](), list[np.ndarray]()
+    start, length, parent, last = list[int](), list[int](), list[int](), list[int]()
+    offset = 0
+    for example in examples:
+        root, prompt_length = len(start), len(example.prompt)
+        prompt_end = offset + prompt_length - 1
+        start.append(offset)
+        length.append(prompt_length)
+        parent.append(-1)
+        ids.append(example.prompt)
+        positions.append(np.arange(prompt_length))
+        offset += prompt_length
+        for response in example.responses:
+            count = len(response.ids)
+            start.append(offset)
+            length.append(count)
+            parent.append(root)
+            ids.append(response.ids)
+            positions.append(np.arange(prompt_length, prompt_length + count))
+            before = np.arange(offset - 1, offset + count - 1)
+            before[0] = prompt_end
+            sources.append(before if response.targets is None else before[response.targets])
+            last.append(offset + count - 1)
+            offset += count
+    tree = Tree(tuple(start), tuple(length), tuple(parent))
+    return _batch(examples, np.concatenate(ids), np.concatenate(positions), None, sources, last, tree, None)
+
+
+def pad(examples: Sequence[Example], pad_id: int = 0) -> PackedBatch:
+    """Examples -> one padded row for each response, prompt included; targets as in `pack`."""
+    rows = [(example.prompt, response) for example in examples for response in example.responses]
+    row_length = max(len(prompt) + len(response.ids) for prompt, response in rows)
+    ids = np.full((len(rows), row_length), pad_id, dtype=np.int64)
+    attended = np.zeros((len(rows), row_length), dtype=bool)
+    sources, last = [], []
+    for row, (prompt, response) in enumerate(rows):
+        end = len(prompt) + len(response.ids)
+        ids[row, : len(prompt)] = prompt
+        ids[row, len(prompt) : end] = response.ids
+        attended[row, :end] = True
+        before = row * row_length + np.arange(len(prompt) - 1, end - 1)
+        sources.append(before if response.targets is None else before[response.targets])
+        last.append(row * row_length + end - 1)
+    positions = np.tile(np.arange(row_length), len(rows))
+    return _batch(examples, ids.ravel(), positions, attended.ravel(), sources, last, None, row_length)
+
+
+def _batch(
+    examples: Sequence[Example],
+    ids: np.ndarray,
+    positions: np.ndarray,
+    attended: np.ndarray | None,
+    sources: list[np.ndarray],
+    last: list[int],
+    tree: Tree | None,
+    row_length: int | None,
+) -> PackedBatch:
+    """The fields that both layouts share."""
+    responses = [response for example in examples for response in example.responses]
+    lengths = [len(source) for source in sources]
+    targets = [r.ids if r.targets is None else r.ids[r.targets] for r in responses]
+    names = {name for response in responses for name in response.token}
+    attended = np.ones(len(ids), dtype=bool) if attended is None else attended
+
+    def ints(values: object) -> Tensor:
+        return torch.as_tensor(np.asarray(values, dtype=np.int64))
+
+    def floats(values: object) -> Tensor:
+        return torch.as_tensor(np.asarray(values, dtype=np.float32))
+
+    return PackedBatch(
+        ids_T=ints(ids),
+        position_T=ints(positions),
+        attended_T=torch.as_tensor(attended),
+        source_K=ints(np.concatenate(sources)),
+        target_K=ints(np.concatenate(targets)),
+        response_K=ints(np.repeat(np.arange(len(responses)), lengths)),
+        example_R=ints([e for e, example in enumerate(examples) for _ in example.responses]),
+        role_R=ints([response.role for response in responses]),
+        score_R=floats([response.score for response in responses]),
+        length_R=ints(lengths),
+        last_R=ints(last),
+        row_E=ints([example.row for example in examples]),
+        weight_E=floats([example.weight for example in examples]),
+        confidence_E=floats([example.confidence for example in examples]),
+        gap_E=floats([example.gap for example in examples]),
+        token={name: floats(np.concatenate([response.token[name] for response in responses])) for name in names},
+        tree=tree,
+        row_length=row_length,
+        real_tokens=int(attended.sum()),
+    )

@@ -1,0 +1,207 @@
+"""Rows of any known layout -> one normal form: Preference, Judged or Demonstration."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any, Literal
+
+from preftune.errors import PreftuneError
+
+if TYPE_CHECKING:
+    from preftune.data.layouts import Layout
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation: role is "system", "user", "assistant" or "tool"."""
+
+    role: str
+    content: str
+
+
+# Plain text, or turns of a conversation. A response in turns ends with an assistant turn.
+Text = str | tuple[Message, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Where:
+    """Where a record came from, for messages: "pairs.jsonl row 12". Rows count from 0, as in Python."""
+
+    source: str
+    row: int
+
+    def __str__(self) -> str:
+        return f"{self.source} row {self.row}"
+
+
+@dataclass(frozen=True, slots=True)
+class Preference:
+    """A pair: two responses to one prompt, of which `chosen` is the better.
+
+    Attributes:
+        confidence: probability in [0, 1] that chosen is better; None if the data does not say.
+        gap: rated difference, score of chosen minus score of rejected; None if the data does not say.
+        weight: weight of the pair in the loss, >= 0.
+    """
+
+    prompt: Text
+    chosen: Text
+    rejected: Text
+    where: Where
+    weight: float = 1.0
+    confidence: float | None = None
+    gap: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """An unpaired response with a verdict: good (True) or bad (False)."""
+
+    prompt: Text
+    response: Text
+    good: bool
+    where: Where
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Demonstration:
+    """A good example: a prompt and the answer to imitate."""
+
+    prompt: Text
+    response: Text
+    where: Where
+    weight: float = 1.0
+
+
+Record = Preference | Judged | Demonstration
+Row = tuple[Where, Mapping[str, Any]]
+DropPolicy = Literal["error", "drop"]
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """A record that was left out, and why."""
+
+    where: Where
+    reason: str
+
+
+@dataclass
+class Drops:
+    """What becomes of records that cannot be used: with "error" the first one stops the run, with "drop" all are kept
+    in a list, to be counted and shown.
+
+    A reason that does not vary from row to row ("the prompt is longer than 512 tokens") is counted as one.
+
+    Example:
+        >>> drops = Drops("drop")
+        >>> drops.add(Where("pairs.jsonl", 3), "chosen and rejected are identical")
+        >>> drops.add(Where("pairs.jsonl", 7), "chosen and rejected are identical")
+        >>> drops.summary()
+        '2 left out: 2 because chosen and rejected are identical (pairs.jsonl row 3, pairs.jsonl row 7)'
+    """
+
+    policy: DropPolicy = "error"
+    dropped: list[Dropped] = field(default_factory=list)
+
+    def add(self, where: Where, reason: str) -> None:
+        """Leave the record at `where` out, for this reason.
+
+        Raises:
+            PreftuneError: if the policy is "error".
+        """
+        if self.policy == "error":
+            raise PreftuneError(f"{where}: {reason}")
+        self.dropped.append(Dropped(where, reason))
+
+    def summary(self, shown: int = 3) -> str:
+        """One line: how many, each reason with its count, most frequent first, and the first `shown` places."""
+        reasons = Counter(drop.reason for drop in self.dropped).most_common()
+        parts = [f"{count} because {reason} ({self._places(reason, shown)})" for reason, count in reasons[:shown]]
+        if len(reasons) > shown:
+            parts.append(f"and {sum(count for _, count in reasons[shown:])} for other reasons")
+        return f"{len(self.dropped)} left out" + (f": {', '.join(parts)}" if parts else "")
+
+    def _places(self, reason: str, shown: int) -> str:
+        places = [str(drop.where) for drop in self.dropped if drop.reason == reason]
+        return ", ".join(places[:shown]) + (", ..." if len(places) > shown else "")
+
+
+def records(rows: Iterable[Row], layout: str | None = None, drops: Drops | None = None) -> Iterator[Record]:
+    """Read rows, as `sources.rows` gives them, into the normal form.
+
+    Args:
+        rows: each with the place it came from.
+        layout: name of a layout in `layouts.LAYOUTS`; if None it is recognised from the first row of each source (each
+            file of a folder).
+        drops: what becomes of rows that cannot be read; the first one is an error if not given. Pairs whose chosen
+            equals rejected are not bad rows: see `without_identical`.
+
+    Raises:
+        PreftuneError: at once for an unknown layout name; while iterating for a row that fits no layout or has a bad
+            field (names source, row and field, what was found, what was expected), and if no record is left.
+    """
+    # Imported here, because layouts build on the classes of this file.
+    from preftune.data import layouts
+
+    given = None if layout is None else layouts.by_name(layout)
+    return _read(rows, given, Drops("error") if drops is None else drops)
+
+
+def _read(rows: Iterable[Row], given: Layout | None, drops: Drops) -> Iterator[Record]:
+    from preftune.data import layouts
+    from preftune.data.fields import Unfit
+
+    source, layout, read = None, given, 0
+    for where, row in rows:
+        try:
+            if layout is None or (given is None and where.source != source):
+                layout, source = layouts.recognise(row), where.source
+            record = layout.read(row, where)
+        except Unfit as unfit:
+            reason = str(unfit)
+        else:
+            read += 1
+            yield record
+            continue
+        drops.add(where, reason)  # outside of `except`, lest its error drags the inner one along
+    if not read:
+        raise PreftuneError(f"no usable row in the data ({drops.summary()}), expected at least one")
+
+
+def without_identical(records: Iterable[Record], drops: Drops) -> Iterator[Record]:
+    """All records but the pairs whose chosen equals rejected: they hold no preference."""
+    for record in records:
+        if isinstance(record, Preference) and record.chosen == record.rejected:
+            drops.add(record.where, "chosen and rejected are identical")
+        else:
+            yield record
+
+
+def fingerprint(records: Iterable[Record]) -> str:
+    """SHA-256 (hex) of the records in their order: what a run was given, for its manifest.
+
+    It covers prompts, responses, verdicts, weights, confidences and gaps in the normal form, so it does not depend on
+    the name, format or layout of the source, nor on a later split. It does depend on the order of the rows, because
+    the order in which a run sees them does: equal fingerprints and equal seeds mean equal runs.
+
+    Example:
+        >>> row = Demonstration("2 + 2 =", " 4", Where("sums.csv", 0))
+        >>> fingerprint([row])[:12]
+        '5e99d0988077'
+    """
+    digest = hashlib.sha256()
+    for record in records:
+        values = [_plain(getattr(record, f.name)) for f in fields(record) if f.name != "where"]
+        digest.update(json.dumps([type(record).__name__, *values]).encode())
+        digest.update(b"\n")
+    return digest.hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    return [[turn.role, turn.content] for turn in value] if isinstance(value, tuple) else value

@@ -1,0 +1,397 @@
+"""Records -> examples: texts become the token ids of one prompt and of the responses to it.
+
+One rule stands above the others: the ids of a prompt and a response, put together, are the ids of the whole text as
+the tokenizer reads it at once. This is checked on every record, because a tokenizer may join the end of a prompt with
+the start of a response into one token, and a chat template may render a prompt differently once an answer follows.
+
+- A conversation is rendered with the chat template. The prompt ends with the template's generation prompt; the response
+  ends with the token on which generation stops (`ChatTemplate.end_id`), and what the template writes after it ("\\n" in
+  ChatML) is left out. If the template writes no end token, eos_token is appended. BOS is what the template writes.
+- Plain text is taken as it is, even if the tokenizer has a chat template. BOS is what the tokenizer adds by itself, and
+  eos_token is appended to the response.
+- If one of prompt and response is plain text and the other a conversation, the plain one is read as one turn.
+- In a response of several turns only the assistant's are targets, each with its end token.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice, pairwise
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, ParamSpec, TypeVar
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from preftune.data.chat_template import (
+    PLAIN_TEMPLATE,
+    ChatTemplate,
+    Rendered,
+    RenderingError,
+    find_template,
+    shared_length,
+)
+from preftune.data.examples import Example, Ids, Response
+from preftune.data.records import Dropped, Drops, Judged, Message, Preference, Record, Text, Where
+from preftune.errors import PreftuneError
+from preftune.objectives.base import Role
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+CHUNK = 1024  # records whose texts are tokenised in one call
+NAMED = 10  # rows named in one error
+SHIFT = "set data.rendering.boundary=shift to let the prompt end before that token"
+MEND_TEXT = (
+    "end prompts with a line break or begin responses with a space; set data.rendering.text_as_chat=true if the model "
+    f"expects its chat template; or {SHIFT}"
+)
+MEND_CHAT = f"strip white space from the start of responses, or {SHIFT}"
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class RenderingConfig(BaseModel):
+    """How records become token ids."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    max_length: int | None = Field(default=2048, ge=2, description="most tokens of a prompt and one response together")
+    truncate: Literal["drop", "prompt_head", "response_end"] = Field(
+        default="drop",
+        description="what becomes of longer ones: left out; the prompt's start cut off (BOS stays); the response's end "
+        "cut off (it then has no end token)",
+    )
+    chat_template: str | None = Field(
+        default=None, description="Jinja text, or a file with it; none: the tokenizer's own"
+    )
+    template_options: dict[str, Any] = Field(
+        default_factory=dict, description="further variables for the chat template, such as {enable_thinking: false}"
+    )
+    text_as_chat: bool = Field(
+        default=False, description="read plain-text prompts as a user's turn and plain-text responses as an assistant's"
+    )
+    boundary: Literal["exact", "shift"] = Field(
+        default="exact",
+        description="if the tokenizer joins the end of a prompt and the start of a response into one token: refuse, "
+        "naming the rows; or let the prompt end before that token, which then belongs to the response",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A record that cannot be rendered faithfully: an error, not something to leave out in silence."""
+
+    where: Where
+    reason: str
+
+
+class _LeftOutError(Exception):
+    """The record is left out, and listed."""
+
+
+class _Given(NamedTuple):
+    """A response as the record gives it."""
+
+    name: str
+    role: Role
+    score: float
+    text: Text
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What must be tokenised for one record, and what surrounds it."""
+
+    record: Record
+    given: Sequence[_Given]
+    rendered: Sequence[Rendered]
+    prefix: list[int]  # ids that stand before the prompt
+    end_id: int
+    turn_end_id: int | None
+    mend: str  # what to do if the tokenizer joins a prompt and a response
+
+
+class Renderer:
+    """Turns records into examples.
+
+    Args:
+        tokenizer: the policy's tokenizer.
+        config: how to render.
+
+    Attributes:
+        chat: the chat template in use; None as long as none is needed.
+        notes: what a user should know about tokenizer and template, a sentence each.
+
+    Raises:
+        PreftuneError: if the chat template cannot be read or does not work with this tokenizer.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, config: RenderingConfig | None = None) -> None:
+        self.tokenizer = tokenizer
+        self.config = config or RenderingConfig()
+        self.notes: list[str] = []
+        self.chat: ChatTemplate | None = None
+        self._text_prefix = _prefix(tokenizer)
+        self._chat_prefix: list[int] = []
+        template = find_template(tokenizer, self.config.chat_template)
+        if template is not None:
+            self.chat = ChatTemplate(tokenizer, template, self.config.template_options)
+            self.notes += self.chat.notes()
+        elif self.config.template_options:
+            raise PreftuneError("template_options are given, but the tokenizer has no chat template: remove them")
+
+    @property
+    def end_ids(self) -> frozenset[int]:
+        """The tokens on which a policy trained on these examples stops."""
+        ids = {self.tokenizer.eos_token_id, None if self.chat is None else self.chat.end_id}
+        return frozenset(index for index in ids if index is not None)
+
+    def example(self, record: Record) -> Example | Dropped:
+        """One record as an example, or why it is left out.
+
+        Raises:
+            PreftuneError: if the record cannot be rendered faithfully.
+        """
+        outcome = self.outcomes([record])[0]
+        if isinstance(outcome, Refused):
+            raise PreftuneError(f"{outcome.where}: {outcome.reason}")
+        return outcome
+
+    def outcomes(self, records: Sequence[Record]) -> list[Example | Dropped | Refused]:
+        """Each record as an example, or why there is none. All their texts are tokenised in one call.
+
+        Raises:
+            PreftuneError: for what concerns all records: a tokenizer without an end token.
+        """
+        plans = [_attempt(record.where, self._plan, record) for record in records]
+        texts = {
+            text: None
+            for plan in plans
+            if isinstance(plan, _Plan)
+            for rendered in plan.rendered
+            for text in (rendered.text, *rendered.starts)
+        }
+        ids = dict(zip(texts, self._tokenize(list(texts)), strict=True))
+        return [
+            _attempt(plan.record.where, self._assemble, plan, ids) if isinstance(plan, _Plan) else plan
+            for plan in plans
+        ]
+
+    def _tokenize(self, texts: list[str]) -> list[list[int]]:
+        if not texts:
+            return []
+        options = {"return_attention_mask": False, "return_token_type_ids": False, "verbose": False}
+        ids: list[list[int]] = self.tokenizer(texts, add_special_tokens=False, **options)["input_ids"]
+        return ids
+
+    def _plan(self, record: Record) -> _Plan:
+        given = _given(record)
+        texts = [record.prompt, *(response.text for response in given)]
+        is_chat = self.config.text_as_chat or any(not isinstance(text, str) for text in texts)
+        plan = self._plan_chat(record, given) if is_chat else self._plan_text(record, given)
+        for rendered in plan.rendered:
+            try:
+                rendered.text.encode()
+            except UnicodeEncodeError:
+                raise _LeftOutError("its text is broken Unicode (a surrogate without its pair)") from None
+        return plan
+
+    def _plan_text(self, record: Record, given: Sequence[_Given]) -> _Plan:
+        end = self.tokenizer.eos_token
+        if end is None:
+            raise PreftuneError(
+                "the tokenizer has no eos_token, so a model could not learn to stop: set tokenizer.eos_token"
+            )
+        prompt = str(record.prompt)
+        for response in given:
+            _drop_ends(response.name, [str(response.text).removesuffix(end)], {end})
+        rendered = [Rendered(prompt + str(response.text), (prompt,)) for response in given]
+        return _Plan(record, given, rendered, self._text_prefix, self.tokenizer.eos_token_id, None, MEND_TEXT)
+
+    def _plan_chat(self, record: Record, given: Sequence[_Given]) -> _Plan:
+        if self.chat is None:
+            self.chat = ChatTemplate(self.tokenizer, PLAIN_TEMPLATE, {})
+            self._chat_prefix = self._text_prefix  # the plain template leaves BOS to the tokenizer
+            self.notes.append(
+                "the tokenizer has no chat template: conversations are written as 'User: ...' and 'Assistant: ...'"
+            )
+        responses = [_turns(response.text, "assistant") for response in given]
+        for response, turns in zip(given, responses, strict=True):
+            _drop_ends(response.name, [turn.content for turn in turns if turn.role == "assistant"], self.chat.ends)
+        rendered = self.chat.responses(_turns(record.prompt, "user"), responses)
+        ends = (self.chat.end_id, self.chat.turn_end_id)
+        return _Plan(record, given, rendered, self._chat_prefix, *ends, MEND_CHAT)
+
+    def _assemble(self, plan: _Plan, ids: Mapping[str, list[int]]) -> Example:
+        prompt = ids[plan.rendered[0].starts[0]]
+        wholes = [ids[rendered.text] for rendered in plan.rendered]
+        cut = min(
+            self._boundary(prompt, whole, given.name, plan.mend)
+            for whole, given in zip(wholes, plan.given, strict=True)
+        )
+        responses = [self._response(plan, i, whole, cut, ids) for i, whole in enumerate(wholes)]
+        prompt_T, fitted = self._fit(self._prompt(plan, prompt[:cut]), responses)
+        _check_responses(plan, fitted)
+        confidence, gap = 1.0, math.nan
+        if isinstance(plan.record, Preference):
+            confidence = confidence if plan.record.confidence is None else plan.record.confidence
+            gap = gap if plan.record.gap is None else plan.record.gap
+        where, weight = plan.record.where, plan.record.weight
+        return Example(prompt_T, tuple(fitted), row=where.row, weight=weight, confidence=confidence, gap=gap)
+
+    def _prompt(self, plan: _Plan, prompt: list[int]) -> Ids:
+        bos = self.tokenizer.bos_token_id
+        if prompt[: len(plan.prefix)] != plan.prefix:
+            prompt = [*plan.prefix, *prompt]
+        if not prompt:
+            if bos is None:
+                raise _LeftOutError("the prompt is empty, and the tokenizer has no bos_token to begin with")
+            prompt = [bos]
+        if bos is not None and prompt[:2] == [bos, bos]:
+            raise RenderingError(f"the prompt begins with {self.tokenizer.bos_token!r} twice")
+        return np.array(prompt, dtype=np.int32)
+
+    def _boundary(self, start: list[int], whole: list[int], name: str, mend: str) -> int:
+        """Number of tokens of `whole` before the answer that follows `start`."""
+        shared = shared_length(start, whole)
+        if shared == len(start) or (self.config.boundary == "shift" and shared > 0):
+            return shared
+        before, joined = self._show(start[shared:]), self._show(whole[shared : shared + 1])
+        raise RenderingError(
+            f"the tokenizer joins {before!r} at the end of the prompt and the start of {name} into {joined!r} ({mend})"
+        )
+
+    def _show(self, ids: list[int]) -> str:
+        text = self.tokenizer.decode(ids)
+        if not text or "\ufffd" in text:  # white space that decoding strips, or part of a character
+            text = " ".join(self.tokenizer.convert_ids_to_tokens(ids))
+        return text[:40]
+
+    def _response(self, plan: _Plan, index: int, whole: list[int], cut: int, ids: Mapping[str, list[int]]) -> Response:
+        name, role, score, _ = plan.given[index]
+        starts = plan.rendered[index].starts
+        ended = whole if whole[-1:] == [plan.end_id] else [*whole, plan.end_id]
+        ids_T = np.array(ended[cut:], dtype=np.int32)
+        if len(starts) == 1:
+            return Response(ids_T, role, score)
+        later = f"a later answer of {name}"
+        begins = [cut, *(self._boundary(ids[start], whole, later, plan.mend) for start in starts[1:])]
+        targets_T = np.zeros(len(ids_T), dtype=np.bool_)
+        for begin, following in pairwise(begins):
+            if plan.turn_end_id is None or plan.turn_end_id not in ended[begin:following]:
+                raise RenderingError(f"{name} has several turns, but the chat template ends answers with no token")
+            targets_T[begin - cut : ended.index(plan.turn_end_id, begin) + 1 - cut] = True
+        targets_T[begins[-1] - cut :] = True
+        return Response(ids_T, role, score, targets=targets_T)
+
+    def _fit(self, prompt_T: Ids, responses: list[Response]) -> tuple[Ids, list[Response]]:
+        """Prompt and responses, cut to `max_length`."""
+        limit = self.config.max_length
+        longest = max(len(response.ids) for response in responses)
+        if limit is None or len(prompt_T) + longest <= limit:
+            return prompt_T, responses
+        if self.config.truncate == "drop":
+            raise _LeftOutError(f"prompt and response are longer than max_length={limit} tokens")
+        if self.config.truncate == "prompt_head":
+            head_T = prompt_T[:1] if prompt_T[0] == self.tokenizer.bos_token_id else prompt_T[:0]
+            room = limit - longest - len(head_T)
+            if room < 1:
+                raise _LeftOutError(f"a response alone is longer than max_length={limit} tokens")
+            return np.concatenate([head_T, prompt_T[-room:]]), responses
+        room = limit - len(prompt_T)
+        if room < 1:
+            raise _LeftOutError(f"the prompt alone is longer than max_length={limit} tokens")
+        return prompt_T, [
+            replace(r, ids=r.ids[:room], targets=None if r.targets is None else r.targets[:room]) for r in responses
+        ]
+
+
+def render_all(records: Iterable[Record], renderer: Renderer) -> tuple[list[Example], list[Dropped]]:
+    """All records as examples, and those that were left out, each with the reason.
+
+    Raises:
+        PreftuneError: naming the rows that cannot be rendered faithfully; or if every record is left out.
+    """
+    examples: list[Example] = []
+    dropped: list[Dropped] = []
+    refused: list[Refused] = []
+    remaining = iter(records)
+    while chunk := list(islice(remaining, CHUNK)):
+        for outcome in renderer.outcomes(chunk):
+            if isinstance(outcome, Example):
+                examples.append(outcome)
+            elif isinstance(outcome, Dropped):
+                dropped.append(outcome)
+            else:
+                refused.append(outcome)
+    if refused:
+        total = len(examples) + len(dropped) + len(refused)
+        named = ", ".join(str(one.where) for one in refused[:NAMED])
+        more = f" and {len(refused) - NAMED} more" if len(refused) > NAMED else ""
+        raise PreftuneError(
+            f"{len(refused)} of {total} records cannot be rendered ({named}{more}); in the first, {refused[0].reason}"
+        )
+    if dropped and not examples:
+        summary = Drops("drop", dropped).summary()
+        raise PreftuneError(f"no record is left to learn from: {summary}; mend the data, or change data.rendering")
+    return examples, dropped
+
+
+def _attempt(where: Where, make: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | Dropped | Refused:
+    try:
+        return make(*args, **kwargs)
+    except _LeftOutError as drop:
+        return Dropped(where, str(drop))
+    except RenderingError as refusal:
+        return Refused(where, str(refusal))
+
+
+def _given(record: Record) -> list[_Given]:
+    """The responses of a record, none of which has an empty answer."""
+    if isinstance(record, Preference):
+        given = [
+            _Given("chosen", Role.CHOSEN, math.nan, record.chosen),
+            _Given("rejected", Role.REJECTED, math.nan, record.rejected),
+        ]
+    elif isinstance(record, Judged):
+        given = [_Given("response", Role.LABELLED, 1.0 if record.good else 0.0, record.response)]
+    else:
+        given = [_Given("response", Role.CHOSEN, math.nan, record.response)]
+    for name, _, _, text in given:
+        if not all(turn.content.strip() for turn in _turns(text, "assistant") if turn.role == "assistant"):
+            raise _LeftOutError(f"{name} is empty")
+    return given
+
+
+def _turns(text: Text, role: str) -> tuple[Message, ...]:
+    return (Message(role, text),) if isinstance(text, str) else text
+
+
+def _drop_ends(name: str, answers: Iterable[str], ends: Iterable[str]) -> None:
+    """Leave out a response in whose text an end token stands: it would end twice."""
+    for answer in answers:
+        for end in sorted(ends):
+            if end in answer:
+                raise _LeftOutError(f"the text of {name} holds the end token {end}")
+
+
+def _check_responses(plan: _Plan, responses: Sequence[Response]) -> None:
+    """Leave out a record that says nothing: a response without text, or two that are the same."""
+    for response, given in zip(responses, plan.given, strict=True):
+        if response.length == 0 or response.ids[0] == plan.end_id:
+            raise _LeftOutError(f"{given.name} is empty in tokens")
+    if len(responses) == 2 and np.array_equal(responses[0].ids, responses[1].ids):
+        raise _LeftOutError("chosen and rejected are identical in tokens")
+
+
+def _prefix(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The ids that the tokenizer puts before a text by itself: BOS, mostly."""
+    bare = tokenizer("a", add_special_tokens=False)["input_ids"]
+    full = tokenizer("a")["input_ids"]
+    if not bare:  # a vocabulary of words that does not know this one
+        return [index for index in full if index == tokenizer.bos_token_id]
+    begin = next(i for i in range(len(full)) if full[i : i + len(bare)] == bare)
+    return list(full[:begin])

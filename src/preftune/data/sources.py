@@ -1,0 +1,301 @@
+"""A file, folder, hub id, built-in name or Python iterable -> rows, each with the place it came from."""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import gzip
+import json
+import re
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from io import TextIOWrapper
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from preftune.data.records import Where
+from preftune.errors import PreftuneError
+
+Row = tuple[Where, dict[str, Any]]
+Source = str | Path | Iterable[Mapping[str, Any]] | Mapping[str, Iterable[Mapping[str, Any]]]
+
+HUB_ID = re.compile(r"(?P<name>[\w-][\w.-]*/[\w-][\w.-]*)(:(?P<config>[\w.-]+))?")
+GIVEN = "given data"  # what messages call an iterable
+
+
+def rows(source: Source, *, split: str | None = None) -> Iterator[Row]:
+    """Rows of a data source, streamed where its format allows.
+
+    Args:
+        source: a file (.json with an array or an object per line, .jsonl, .csv, each also as .gz; .parquet), a folder
+            (all such files in it and below, in sorted order, or what `datasets.save_to_disk` left), a hub id "org/name"
+            or "org/name:config", the built-in name "sandbox", an iterable of mappings (list, generator, Dataset), or a
+            mapping of split names to such iterables (DatasetDict). A name that is both built in and a path means the
+            built-in source; write ./sandbox for the path.
+        split: which split of a hub data set or of a mapping, or of a folder (files or folders whose name begins with
+            it: train.jsonl, train-00000-of-00002.parquet). If None: all of a folder; elsewhere "train", or the only
+            one.
+
+    Raises:
+        PreftuneError: at once, if the source does not exist, its kind is unknown or it has no such split; while
+            iterating, for broken, cut or empty data.
+    """
+    if isinstance(source, str | Path):
+        try:
+            return _at_least_one(_named(source, split), str(source))
+        except (OSError, RuntimeError) as error:  # a name that is too long, no right to look, no such home
+            raise PreftuneError(f"cannot read {str(source)[:80]} ({_reason(error)}): check the path") from None
+    return _at_least_one(_given(source, split), GIVEN)
+
+
+def _at_least_one(found: Iterator[Row], name: str) -> Iterator[Row]:
+    empty = True
+    for row in found:
+        empty = False
+        yield row
+    if empty:
+        raise PreftuneError(f"0 rows in {name}, expected at least one example")
+
+
+def _named(source: str | Path, split: str | None) -> Iterator[Row]:
+    path = Path(source).expanduser()
+    if source == "sandbox":
+        _no_splits(split, "sandbox")
+        return _sandbox()
+    if path.is_dir():
+        return _folder(path, split)
+    if path.exists():
+        _no_splits(split, str(path))
+        return _file(path, _reader(path))
+    hub = HUB_ID.fullmatch(source) if isinstance(source, str) else None
+    if hub and _format(path) is None and not path.parent.exists():
+        return _hub(hub["name"], hub["config"], split)
+    raise PreftuneError(_missing(path))
+
+
+def _missing(path: Path) -> str:
+    """What to say about a path that does not exist."""
+    folder = path.parent
+    if not folder.is_dir():
+        return f"{path} does not exist, and neither does its folder: check the path"
+    near = difflib.get_close_matches(path.name, [*(entry.name for entry in folder.iterdir()), "sandbox"], 1)
+    hint = f"did you mean {near[0] if near[0] == 'sandbox' else folder / near[0]}?" if near else "check the path"
+    return f"{path} does not exist: {hint} (a hub data set is written org/name)"
+
+
+def _reason(error: Exception) -> str:
+    """The first line of a library's message."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def _no_splits(split: str | None, name: str) -> None:
+    if split is not None:
+        raise PreftuneError(f"{name} has no splits, but split {split!r} was asked for: leave the split out")
+
+
+def _choose(splits: Iterable[str], split: str | None, name: str) -> str:
+    """The split asked for, else "train", else the only one."""
+    splits = list(splits)
+    if split in splits:
+        return str(split)
+    if split is None and ("train" in splits or len(splits) == 1):
+        return "train" if "train" in splits else splits[0]
+    asked = "a split must be named" if split is None else f"there is no split {split!r}"
+    raise PreftuneError(f"{name}: {asked}, expected one of {', '.join(splits) or '(none)'}")
+
+
+# --- Python objects, built-in and hub ---------------------------------------------------------------------------------
+
+
+def _given(source: Any, split: str | None) -> Iterator[Row]:
+    if isinstance(source, Mapping):
+        splits = [str(name) for name, value in source.items() if _is_iterable(value)]
+        if len(splits) < len(source):
+            raise PreftuneError(
+                f"{GIVEN} is one mapping, expected an iterable of mappings, one per example: put it into a list"
+            )
+        source = source[_choose(splits, split, GIVEN)]
+    else:
+        _no_splits(split, GIVEN)
+    if not _is_iterable(source):
+        raise PreftuneError(f"{GIVEN} is of type {type(source).__name__}, expected a path or an iterable of mappings")
+    return _rows_of(source, GIVEN)
+
+
+def _is_iterable(value: Any) -> bool:
+    return isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping)
+
+
+def _rows_of(values: Iterable[Any], name: str) -> Iterator[Row]:
+    for index, value in enumerate(values):
+        where = Where(name, index)
+        if not isinstance(value, Mapping):
+            kind = {str: "text", list: "a list", type(None): "null"}.get(type(value), type(value).__name__)
+            raise PreftuneError(f"{where} is {kind}, expected an object with named fields")
+        yield where, dict(value)
+
+
+def _sandbox() -> Iterator[Row]:
+    from preftune.sandbox.preferences import rows as preferences
+
+    yield from _rows_of(preferences(), "sandbox")
+
+
+def _hub(name: str, config: str | None, split: str | None) -> Iterator[Row]:
+    import datasets
+
+    label = f"{name}:{config}" if config else name
+    try:
+        loaded = datasets.load_dataset(name, config)
+    except Exception as error:  # loading runs code of many libraries, whose errors have no common class
+        raise PreftuneError(
+            f"cannot load {label} from the Hugging Face hub ({_reason(error)}): "
+            "check the id and the network, or give a file"
+        ) from None
+    return _rows_of(loaded[_choose(loaded, split, label)], label)
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+def _folder(path: Path, split: str | None) -> Iterator[Row]:
+    if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+        return _saved(path, split)
+    files = [file for file in sorted(path.rglob("*")) if _format(file) and file.is_file()]
+    files = [file for file in files if not any(part.startswith(".") for part in file.relative_to(path).parts)]
+    if not files:
+        raise PreftuneError(f"no data file in folder {path}, expected files ending in {_extensions()}")
+    if split is not None:
+        pattern = re.compile(re.escape(split) + r"(?![^\W_])")
+        chosen = [file for file in files if any(pattern.match(part) for part in file.relative_to(path).parts)]
+        if not chosen:
+            listed = ", ".join(str(file.relative_to(path)) for file in files[:8])
+            raise PreftuneError(f"no file of folder {path} belongs to split {split!r}, found {listed}")
+        files = chosen
+    return (row for file in files for row in _file(file, _reader(file)))
+
+
+def _saved(path: Path, split: str | None) -> Iterator[Row]:
+    import datasets
+
+    try:
+        loaded = datasets.load_from_disk(str(path))
+    except Exception as error:  # as in _hub
+        raise PreftuneError(f"cannot load the saved data set {path} ({_reason(error)}): save it again") from None
+    if isinstance(loaded, datasets.DatasetDict):
+        loaded = loaded[_choose(loaded, split, str(path))]
+    else:
+        _no_splits(split, str(path))
+    return _rows_of(loaded, str(path))
+
+
+def _file(path: Path, read: Callable[[Path], Iterator[Any]]) -> Iterator[Row]:
+    try:
+        yield from _rows_of(read(path), str(path))
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise PreftuneError(f"{path} is cut off or is not gzip ({_reason(error)}): copy it again") from None
+    except OSError as error:
+        raise PreftuneError(f"cannot read {path}: {_reason(error)}") from None
+
+
+def _open(path: Path) -> BinaryIO:
+    return cast(BinaryIO, gzip.open(path, "rb") if path.suffix.lower() == ".gz" else open(path, "rb"))
+
+
+def _json_rows(path: Path) -> Iterator[Any]:
+    """An array, which is loaded whole, or an object per line, which is streamed; told apart by the first character."""
+    with _open(path) as file:
+        first = next((line for line in file if line.strip(b"\xef\xbb\xbf \t\r\n")), b"")
+        file.seek(0)
+        if first.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):
+            yield from _parse(path, file.read(), 1)
+            return
+        for number, line in enumerate(file, 1):
+            if line.strip(b"\xef\xbb\xbf \t\r\n"):
+                yield _parse(path, line.rstrip(b"\r\n"), number)
+
+
+def _parse(path: Path, data: bytes, line: int) -> Any:
+    """The JSON value in `data`, which begins at this line of the file."""
+    try:
+        return json.loads(data.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        line += data[: error.start].count(b"\n")
+        raise PreftuneError(
+            f"{path} line {line} is not UTF-8 (byte {error.object[error.start]:#04x}): save it as UTF-8"
+        ) from None
+    except json.JSONDecodeError as error:
+        line, problem = line + error.lineno - 1, f"{error.msg} at column {error.colno}"
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets nested by the thousand
+        problem = str(error)
+    raise PreftuneError(
+        f"{path} line {line} is broken JSON ({problem}), expected an array of objects or one object per line"
+    )
+
+
+def _csv_rows(path: Path) -> Iterator[dict[str, str]]:
+    csv.field_size_limit(2**31 - 1)  # the default, 128 kB, is less than a long conversation
+    with TextIOWrapper(_open(path), encoding="utf-8-sig", newline="") as file:
+        reader = csv.reader(file, strict=True)
+        try:
+            header = next(reader, [])
+            if len(set(header)) < len(header):
+                raise PreftuneError(f"{path} has two columns of one name, expected different names in its first line")
+            for cells in reader:
+                if cells and len(cells) != len(header):
+                    raise PreftuneError(
+                        f"{path} line {reader.line_num} has {len(cells)} cells, expected {len(header)} as in the header"
+                    )
+                if cells:
+                    yield dict(zip(header, cells, strict=True))
+        except csv.Error as error:
+            raise PreftuneError(
+                f"{path} line {reader.line_num} is broken CSV ({_reason(error)}): quote its cells"
+            ) from None
+        except UnicodeDecodeError as error:
+            byte = error.object[error.start]
+            raise PreftuneError(
+                f"{path} is not UTF-8 after line {reader.line_num} (byte {byte:#04x}): save it as UTF-8"
+            ) from None
+
+
+def _parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
+    import pyarrow  # type: ignore[import-untyped]
+    import pyarrow.parquet  # type: ignore[import-untyped]
+
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=1024):
+                yield from batch.to_pylist()
+    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
+        raise PreftuneError(f"{path} is not a readable parquet file ({_reason(error)}): write it again") from None
+
+
+READERS: dict[str, Callable[[Path], Iterator[Any]]] = {
+    ".json": _json_rows,
+    ".jsonl": _json_rows,
+    ".csv": _csv_rows,
+    ".json.gz": _json_rows,
+    ".jsonl.gz": _json_rows,
+    ".csv.gz": _csv_rows,
+    ".parquet": _parquet_rows,
+}
+
+
+def _format(path: Path) -> str | None:
+    """The known extension of a path."""
+    name = path.name.lower()
+    return next((extension for extension in READERS if name.endswith(extension)), None)
+
+
+def _reader(path: Path) -> Callable[[Path], Iterator[Any]]:
+    extension = _format(path)
+    if extension is None:
+        raise PreftuneError(f"{path} has an unknown extension, expected one of {_extensions()}")
+    return READERS[extension]
+
+
+def _extensions() -> str:
+    return ", ".join(READERS)

@@ -1,0 +1,41 @@
+"""Confidence intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+Z95 = 1.959964
+
+
+def accuracy_interval(correct: ArrayLike, group: Sequence[object]) -> tuple[float, float]:
+    """95% Wilson interval of a mean of scores in [0, 1], for scores that are alike within groups.
+
+    Pairs that share a prompt are no independent evidence: the sample size is divided by the design effect, the variance
+    of the mean over groups against that of independent scores (never taken below 1).
+
+    Args:
+        correct: scores (1, 0, or 0.5 for a tie), shape (n,).
+        group: what each score belongs to (its prompt), n hashable values.
+
+    Raises:
+        ValueError: without any scores.
+    """
+    scores = np.asarray(correct, dtype=float)
+    if not len(scores):
+        raise ValueError("an interval needs at least one score")
+    mean, n = float(scores.mean()), len(scores)
+    index = {value: i for i, value in enumerate(dict.fromkeys(group))}
+    groups = len(index)
+    effective = float(n)
+    if 1 < groups < n and 0 < mean < 1:
+        sums = np.bincount([index[value] for value in group], weights=scores - mean)
+        variance = groups / (groups - 1) * float((sums**2).sum()) / n**2
+        effective = n / max(1.0, variance / (mean * (1 - mean) / n))
+    elif groups == 1:
+        effective = 1.0
+    centre = (mean + Z95**2 / (2 * effective)) / (1 + Z95**2 / effective)
+    half = Z95 / (1 + Z95**2 / effective) * np.sqrt(mean * (1 - mean) / effective + Z95**2 / (4 * effective**2))
+    return max(0.0, float(centre - half)), min(1.0, float(centre + half))

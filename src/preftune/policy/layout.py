@@ -1,0 +1,97 @@
+"""Whether prompt trees are exact for a model: a table of architectures, reasons against, a comparison before step 1.
+
+transformers' attention interface swallows keyword arguments that a model does not know, so a model outside the table
+could be silently wrong on trees. The table is held by `tests/invariant/test_tree_safe.py`, which runs every entry in
+miniature (float32, windows of 8 tokens) against separate forwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from preftune.data.examples import Example, Response
+from preftune.data.packing import pack, pad
+from preftune.objectives.base import Role
+from preftune.policy.policy import Layout, PolicyModule, base_model, logps
+
+TREE_SAFE = frozenset(
+    ["gemma", "gemma2", "gemma3_text", "gpt2", "gpt_neox", "gpt_oss", "llama", "mistral", "phi", "phi3", "qwen2", "qwen3"]
+)
+
+# Layer types whose attention is over single tokens in path order; others (linear, chunked, state-space) are not.
+KNOWN_LAYERS = frozenset({"full_attention", "sliding_attention"})
+# RoPE whose frequencies depend on the longest path of the forward: a long example must run alone.
+LENGTH_DEPENDENT_ROPE = frozenset({"dynamic", "longrope"})
+TOLERANCE = 1e-4
+
+
+def choose_layout(lm: nn.Module) -> tuple[Layout, str]:
+    """The fastest layout that is exact for this model by its type, and the reason in one clause."""
+    model = base_model(lm)
+    if not isinstance(model, PreTrainedModel):
+        return "padded", f"{type(model).__name__} is no transformers model"
+    config = model.config.get_text_config()
+    if config.model_type not in TREE_SAFE:
+        return "padded", f"model type {config.model_type} is not in the table of those exact on prompt trees"
+    unknown = set(getattr(config, "layer_types", None) or ()) - KNOWN_LAYERS
+    if unknown:
+        return "padded", f"layer types {', '.join(sorted(unknown))} do not follow prompt trees"
+    return "tree", f"model type {config.model_type} is exact on prompt trees"
+
+
+def original_context(lm: nn.Module) -> int | None:
+    """Tokens beyond which RoPE changes with the length of the forward; None if it never does."""
+    config = getattr(base_model(lm), "config", None)
+    rope: Any = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") not in LENGTH_DEPENDENT_ROPE:
+        return None
+    return rope.get("original_max_position_embeddings") or getattr(config, "max_position_embeddings", None)
+
+
+def tree_error(policy: PolicyModule) -> float:
+    """Largest difference in nats between tree and padded log-probs on two pairs that cross any window.
+
+    The policy's layout and mode are left as they were.
+    """
+    model: Any = policy.base
+    config = model.config.get_text_config()
+    examples = _probe(config.vocab_size, getattr(config, "sliding_window", None), config.max_position_embeddings)
+    layout, training = policy.layout, policy.training
+    device = next(policy.parameters()).device
+    policy.eval()
+    try:
+        with torch.no_grad():
+            policy.use_layout("tree")
+            tree_K = logps(policy, pack(examples).to(device)).logps_K
+            policy.use_layout("padded")
+            # one row at a time: padding itself is not on trial
+            single = [Example(e.prompt, (r,)) for e in examples for r in e.responses]
+            rows = [logps(policy, pad([example]).to(device)).logps_K for example in single]
+    finally:
+        policy.use_layout(layout)
+        policy.train(training)
+    return float((tree_K - torch.cat(rows)).abs().max())
+
+
+def _probe(vocabulary: int, window: int | None, context: int | None) -> Sequence[Example]:
+    """Two pairs of random tokens, long enough for the second response to look past the window into the prompt."""
+    rng = np.random.default_rng(0)
+    longest = min(2048, (context or 2048) - 1)
+    prompt = min(12 if window is None else window + 4, longest * 2 // 3)
+    answer = min(9, longest - prompt)
+
+    def ids(count: int) -> np.ndarray:
+        return rng.integers(0, vocabulary, size=count).astype(np.int32)
+
+    return [
+        Example(
+            ids(prompt - cut), (Response(ids(answer), Role.CHOSEN), Response(ids(max(1, answer - 4)), Role.REJECTED))
+        )
+        for cut in (0, 3)
+    ]

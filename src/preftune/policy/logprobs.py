@@ -1,0 +1,200 @@
+"""Hidden states -> log-probs of the target tokens, without the T x V matrix of logits.
+
+Only the rows that predict a target are multiplied with the head, a tile of rows at a time. Softmax and sums are in
+float32 whatever the model computes in.
+
+Tensor names carry their shape: K targets, N targets of one tile, H hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+# A tile of logits that stays near the cache: fresh large buffers cost more than the arithmetic on them.
+TILE_BYTES = 16 * 2**20
+
+
+@dataclass(frozen=True)
+class HeadRecipe:
+    """What a model does to the head's product: logits = softcap * tanh(scale * product / softcap).
+
+    Attributes:
+        scale: factor on the product (Cohere multiplies by `logit_scale`, Granite divides by `logits_scaling`).
+        softcap: bound on the logits (Gemma 2); None if there is none.
+    """
+
+    scale: float = 1.0
+    softcap: float | None = None
+
+    def apply(self, logits_NV: Tensor) -> Tensor:
+        """Logits as the model would give them, from the head's product."""
+        if self.scale != 1.0:
+            logits_NV = logits_NV * self.scale
+        if self.softcap is not None:
+            logits_NV = self.softcap * torch.tanh(logits_NV / self.softcap)
+        return logits_NV
+
+    def backward_(self, gradient_NV: Tensor, logits_NV: Tensor) -> Tensor:
+        """Gradient of the product from that of the logits, in place; `logits_NV` as `apply` gave them."""
+        if self.softcap is not None:
+            gradient_NV.mul_(1 - (logits_NV / self.softcap) ** 2)
+        if self.scale != 1.0:
+            gradient_NV.mul_(self.scale)
+        return gradient_NV
+
+
+def token_logps(
+    hidden_KH: Tensor, head: nn.Module, target_K: Tensor, recipe: HeadRecipe, needs: frozenset[str] = frozenset()
+) -> dict[str, Tensor]:
+    """Log-probs of the targets.
+
+    Args:
+        hidden_KH: last hidden states of the rows that predict the targets.
+        head: the output layer, hidden size -> vocabulary.
+        target_K: token ids.
+        recipe: what the model does to the head's product.
+        needs: further values to give, without gradient: "log_sum_p2_K", "entropy_K".
+
+    Returns:
+        "logps_K" in nats and what `needs` names, each of shape K, float32 (float64 if the hidden states are).
+    """
+    # exactly nn.Linear: a LoRA layer, a quantised one or a hook must be called to have its say
+    plain = type(head) is nn.Linear and not head._forward_hooks and not head._forward_pre_hooks
+    if plain and not needs:
+        assert isinstance(head, nn.Linear)
+        logps_K = _TiledHead.apply(hidden_KH, head.weight, head.bias, target_K, recipe)
+        return {"logps_K": logps_K}
+    return _called_in_tiles(hidden_KH, head, target_K, recipe, needs)
+
+
+def _tile_rows(vocabulary: int) -> int:
+    return max(1, TILE_BYTES // (4 * vocabulary))
+
+
+class _TiledHead(torch.autograd.Function):
+    """Log-probs under a plain linear head; the backward computes each tile's logits anew."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden_KH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, target_K: Tensor, recipe: HeadRecipe
+    ) -> Tensor:
+        device = hidden_KH.device.type
+        if torch.is_autocast_enabled(device):
+            ctx.compute = torch.get_autocast_dtype(device)
+        else:
+            ctx.compute = weight_VH.dtype
+        exact = torch.float64 if hidden_KH.dtype == torch.float64 else torch.float32
+        hidden_KH, weight_VH = hidden_KH.to(ctx.compute), weight_VH.to(ctx.compute)
+        logps_K = torch.empty(len(target_K), dtype=exact, device=hidden_KH.device)
+        norm_K = torch.empty_like(logps_K)
+        tiles = _Tiles(hidden_KH, weight_VH, bias_V, recipe, exact)
+        for at in tiles.rows():
+            logits_NV = tiles.logits(at)
+            picked_N = logits_NV.gather(1, target_K[at, None]).squeeze(1)
+            norm_K[at] = torch.logsumexp(logits_NV, dim=1)
+            logps_K[at] = picked_N - norm_K[at]
+        ctx.recipe, ctx.exact = recipe, exact
+        ctx.save_for_backward(hidden_KH, weight_VH, bias_V, target_K, norm_K)
+        return logps_K
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        hidden_KH, weight_VH, bias_V, target_K, norm_K = ctx.saved_tensors
+        gradient_K = gradients[0]
+        to_hidden, to_weight, to_bias = ctx.needs_input_grad[:3]
+        hidden_grad = torch.empty_like(hidden_KH) if to_hidden else None
+        weight_grad = torch.zeros_like(weight_VH, dtype=ctx.exact) if to_weight else None
+        bias_grad = torch.zeros_like(bias_V, dtype=ctx.exact) if to_bias else None
+        tiles = _Tiles(hidden_KH, weight_VH, bias_V, ctx.recipe, ctx.exact)
+        for at in tiles.rows():
+            logits_NV = tiles.logits(at)
+            gradient_NV = torch.exp(logits_NV - norm_K[at, None]).mul_(-gradient_K[at, None])
+            gradient_NV.scatter_add_(1, target_K[at, None], gradient_K[at, None])
+            gradient_NV = ctx.recipe.backward_(gradient_NV, logits_NV)
+            if bias_grad is not None:
+                bias_grad += gradient_NV.sum(0)
+            gradient_NV = gradient_NV.to(ctx.compute)
+            if hidden_grad is not None:
+                torch.mm(gradient_NV, weight_VH, out=hidden_grad[at])
+            if weight_grad is not None:
+                if weight_grad.dtype == gradient_NV.dtype:
+                    weight_grad.addmm_(gradient_NV.t(), hidden_KH[at])
+                else:
+                    weight_grad += gradient_NV.t() @ hidden_KH[at]
+        # autograd casts what leaves here to each input's own dtype
+        return hidden_grad, weight_grad, bias_grad, None, None
+
+
+class _Tiles:
+    """Tiles of rows of one product, in one buffer that is used again and again."""
+
+    def __init__(
+        self, hidden_KH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, recipe: HeadRecipe, exact: torch.dtype
+    ) -> None:
+        self.hidden_KH, self.weight_VH, self.bias_V = hidden_KH, weight_VH, bias_V
+        self.recipe, self.exact = recipe, exact
+        self.step = min(len(hidden_KH), _tile_rows(len(weight_VH)))
+        self.buffer = hidden_KH.new_empty(self.step, len(weight_VH))
+
+    def rows(self) -> list[slice]:
+        return [slice(at, min(at + self.step, len(self.hidden_KH))) for at in range(0, len(self.hidden_KH), self.step)]
+
+    def logits(self, at: slice) -> Tensor:
+        product = torch.mm(self.hidden_KH[at], self.weight_VH.t(), out=self.buffer[: at.stop - at.start])
+        if self.bias_V is not None:
+            product += self.bias_V
+        return self.recipe.apply(product.to(self.exact))
+
+
+def _called_in_tiles(
+    hidden_KH: Tensor, head: nn.Module, target_K: Tensor, recipe: HeadRecipe, needs: frozenset[str]
+) -> dict[str, Tensor]:
+    """Log-probs under any head, called on tiles of rows; each tile is computed anew in backward."""
+    tile = _scored_tile(head, recipe, needs)
+    vocabulary = getattr(head, "out_features", None) or getattr(head, "num_embeddings", None) or 2**15
+    pieces: list[tuple[Tensor, ...]] = [
+        checkpoint(tile, hidden_NH, target_N, use_reentrant=False)
+        for hidden_NH, target_N in zip(
+            hidden_KH.split(_tile_rows(vocabulary)), target_K.split(_tile_rows(vocabulary)), strict=True
+        )
+    ]
+    return {
+        name: torch.cat(values)
+        for name, values in zip(("logps_K", *sorted(needs)), zip(*pieces, strict=True), strict=True)
+    }
+
+
+def _scored_tile(
+    head: nn.Module, recipe: HeadRecipe, needs: frozenset[str]
+) -> Callable[[Tensor, Tensor], tuple[Tensor, ...]]:
+    def tile(hidden_NH: Tensor, target_N: Tensor) -> tuple[Tensor, ...]:
+        return score(recipe.apply(exact(head(hidden_NH))), target_N, needs)
+
+    return tile
+
+
+def exact(logits: Tensor) -> Tensor:
+    """The same values in float32, or float64 if they are: what softmax and sums are computed in."""
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
+def score(logits_NV: Tensor, target_N: Tensor, needs: frozenset[str]) -> tuple[Tensor, ...]:
+    """Log-probs of the targets from exact logits, then what `needs` names, in sorted order, without gradient."""
+    norm_N = torch.logsumexp(logits_NV, dim=1)
+    values = [logits_NV.gather(1, target_N[:, None]).squeeze(1) - norm_N]
+    with torch.no_grad():
+        for name in sorted(needs):
+            if name == "entropy_K":
+                p_NV = torch.exp(logits_NV - norm_N[:, None])
+                values.append(norm_N - (p_NV * logits_NV).sum(1))
+            elif name == "log_sum_p2_K":
+                values.append(torch.logsumexp(2 * logits_NV, dim=1) - 2 * norm_N)
+            else:
+                raise ValueError(f"no log-prob field {name!r}")
+    return tuple(values)

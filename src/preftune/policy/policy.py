@@ -1,0 +1,157 @@
+"""The one module that is trained, wrapped and called: prompt trees or padded rows in, log-probs out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from preftune.data.packing import PackedBatch
+from preftune.objectives.base import LogProbs
+from preftune.policy.heads import find_head
+from preftune.policy.logprobs import exact, score, token_logps
+from preftune.policy.tree_attention import NAME as TREE_ATTENTION
+
+Layout = Literal["tree", "padded"]
+
+
+class PolicyModule(nn.Module):
+    """A language model as preftune calls it. What PEFT made, DDP and FSDP wrap, and everybody calls, is this module.
+
+    Args:
+        lm: a causal LM of transformers, PEFT around one, or any module whose `forward(input_ids)` returns `.logits`.
+        layout: "tree" computes each prompt once; "padded" computes one row for each response.
+    """
+
+    def __init__(self, lm: nn.Module, layout: Layout) -> None:
+        super().__init__()
+        self.lm = lm
+        self.layout: Layout = layout
+        self.own_attention: str | None = None
+        self.head = find_head(self.base) if isinstance(self.base, PreTrainedModel) else None
+        self.use_layout(layout)
+
+    @property
+    def base(self) -> nn.Module:
+        """The model under PEFT's wrapper, or the model itself; not to be called for computing."""
+        return base_model(self.lm)
+
+    def use_layout(self, layout: Layout) -> None:
+        """Switch between trees and padded rows, and the model's attention with it."""
+        if isinstance(self.base, PreTrainedModel):
+            if self.own_attention is None:
+                self.own_attention = self.base.config._attn_implementation
+            wanted = TREE_ATTENTION if layout == "tree" else self.own_attention
+            if self.base.config._attn_implementation != wanted:
+                self.base.set_attn_implementation(wanted)
+        elif layout == "tree":
+            raise ValueError(f"{type(self.base).__name__} is no transformers model: only the padded layout fits it")
+        self.layout = layout
+
+    @contextmanager
+    def generating(self) -> Iterator[nn.Module]:
+        """The language model with the attention it was loaded with, in evaluation mode, without gradient.
+
+        Never enter it between a forward and its backward: gradient checkpointing would compute anew with the other
+        attention.
+        """
+        training, layout = self.training, self.layout
+        self.eval()
+        self.use_layout("padded")
+        try:
+            with torch.no_grad():
+                yield self.lm
+        finally:
+            self.use_layout(layout)
+            self.train(training)
+
+    def forward(self, op: Literal["logps"], inputs: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Log-probs of a batch's targets.
+
+        Args:
+            op: what to compute; "logps".
+            inputs: what `forward_inputs` gives.
+
+        Returns:
+            "logps_K" and the further values asked for, each of shape K.
+        """
+        if op != "logps":
+            raise ValueError(f"unknown op {op!r}")
+        if self.head is None:
+            return self._from_logits(inputs, self._logits(inputs))
+        if not self.head.exact:
+            return self._from_logits(inputs, self._logits(inputs, inputs["source_K"]))
+        hidden = self._decode(self.head.decoder, inputs).last_hidden_state
+        hidden_KH = hidden.reshape(-1, hidden.shape[-1])[inputs["source_K"]]
+        return token_logps(hidden_KH, self.head.output, inputs["target_K"], self.head.recipe, inputs["needs"])
+
+    def _decode(self, module: nn.Module, inputs: Mapping[str, Any], **kwargs: Any) -> Any:
+        """One forward of the decoder or of the whole model over the batch, in the batch's layout."""
+        tree, row_length = inputs["tree"], inputs["row_length"]
+        if tree is None:
+            shape = (-1, row_length)
+            attended = inputs["attended_T"].view(shape)
+            return module(
+                input_ids=inputs["ids_T"].view(shape), attention_mask=attended.long(), use_cache=False, **kwargs
+            )
+        before = tree.consumed
+        output = module(
+            input_ids=inputs["ids_T"][None],
+            position_ids=inputs["position_T"][None],
+            tree=tree,
+            use_cache=False,
+            **kwargs,
+        )
+        config: Any = self.base.config
+        layers = config.get_text_config().num_hidden_layers
+        if tree.consumed - before < layers:
+            raise RuntimeError(
+                f"{tree.consumed - before} of {layers} attention layers of {type(self.base).__name__} used the prompt "
+                "tree; its results would be wrong: set model.layout to padded"
+            )
+        return output
+
+    def _logits(self, inputs: Mapping[str, Any], rows: Tensor | None = None) -> Tensor:
+        """Logits of the rows that predict targets, shape (K, V), from the model's own forward."""
+        if self.head is None:
+            logits = self.lm(inputs["ids_T"].view(-1, inputs["row_length"])).logits
+        elif inputs["tree"] is not None:
+            return self._decode(self.lm, inputs, logits_to_keep=rows).logits[0]
+        else:
+            logits = self._decode(self.lm, inputs).logits
+        return logits.reshape(-1, logits.shape[-1])[inputs["source_K"]]
+
+    @staticmethod
+    def _from_logits(inputs: Mapping[str, Any], logits_KV: Tensor) -> dict[str, Tensor]:
+        needs = inputs["needs"]
+        values = score(exact(logits_KV), inputs["target_K"], needs)
+        return dict(zip(("logps_K", *sorted(needs)), values, strict=True))
+
+
+def forward_inputs(batch: PackedBatch, needs: frozenset[str] = frozenset()) -> dict[str, Any]:
+    """What a forward may see of a batch: tokens and places, no weights, labels or advantages."""
+    return {
+        "ids_T": batch.ids_T,
+        "position_T": batch.position_T,
+        "attended_T": batch.attended_T,
+        "source_K": batch.source_K,
+        "target_K": batch.target_K,
+        "tree": batch.tree,
+        "row_length": batch.row_length,
+        "needs": needs,
+    }
+
+
+def logps(policy: nn.Module, batch: PackedBatch, needs: frozenset[str] = frozenset()) -> LogProbs:
+    """Log-probs of a batch under a `PolicyModule`, wrapped or not."""
+    return LogProbs(**policy("logps", forward_inputs(batch, needs)))
+
+
+def base_model(lm: nn.Module) -> nn.Module:
+    """The model under PEFT's wrapper, or the model itself."""
+    inner = getattr(lm, "get_base_model", None)
+    return inner() if callable(inner) else lm

@@ -1,0 +1,1 @@
+"""Run folder -> figures and one self-contained HTML page."""

@@ -1,0 +1,176 @@
+"""Before and after: the held-out metrics of a run as rows for people, and its samples side by side."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from itertools import zip_longest
+from typing import Any
+
+from preftune.report.reading import RunData
+from preftune.report.values import Interval, Unit, interval, number, show, show_change, show_interval
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How a metric is called, counted and explained to a reader who meets it for the first time."""
+
+    label: str
+    meaning: str
+    unit: Unit = ""
+
+
+METRICS = {
+    "preference_accuracy": Metric(
+        "Preference accuracy (implicit)",
+        "Share of held-out pairs in which the model favours chosen more than its reference does; ties count one half, "
+        "so 50% is chance.",
+        "share",
+    ),
+    "policy_accuracy": Metric(
+        "Preference accuracy (own log-probabilities)",
+        "Share of held-out pairs in which the model itself finds chosen likelier than rejected.",
+        "share",
+    ),
+    "true_reward": Metric(
+        "True reward", "Mean score of sampled responses under the reward that the preferences were made from."
+    ),
+    "kl": Metric(
+        "KL divergence",
+        "How far the model's own samples lie from the reference model; 0 means unchanged.",
+        "nats per response",
+    ),
+    "loss": Metric("Loss", "What training minimises, on held-out data; lower is better."),
+    "margin": Metric("Reward margin", "Chosen reward less rejected reward, mean over held-out pairs."),
+    "chosen_reward": Metric("Reward of chosen", "Mean implicit reward of the chosen responses."),
+    "rejected_reward": Metric("Reward of rejected", "Mean implicit reward of the rejected responses."),
+    "delta": Metric("Delta", "Log-ratio of policy to reference on chosen, less that on rejected.", "nats"),
+    "chosen_logp_per_token": Metric(
+        "Log-probability of chosen",
+        "Mean over the tokens of held-out chosen responses, under the model itself.",
+        "nats per token",
+    ),
+    "rejected_logp_per_token": Metric(
+        "Log-probability of rejected",
+        "Mean over the tokens of held-out rejected responses, under the model itself.",
+        "nats per token",
+    ),
+}
+
+
+# Spreads, parts and changes of the metrics above: they have their place in the figures.
+DETAILS = ("_sd", "_q10", "_q50", "_q90", "_change", "_length")
+
+
+@dataclass(frozen=True)
+class Change:
+    """One metric before and after training; None wherever it was not measured."""
+
+    key: str
+    metric: Metric
+    before: float | None
+    before_interval: Interval | None
+    after: float | None
+    after_interval: Interval | None
+    difference: float | None
+    difference_interval: Interval | None
+
+    @property
+    def shown(self) -> dict[str, str]:
+        """The values and intervals as text."""
+        unit = self.metric.unit
+        low, high = self.difference_interval or (0.0, 0.0)
+        return {
+            "before": show(self.before, unit),
+            "before_interval": show_interval(self.before_interval, unit),
+            "after": show(self.after, unit),
+            "after_interval": show_interval(self.after_interval, unit),
+            "difference": show_change(self.difference, unit),
+            "difference_interval": f"{show_change(low, unit)} to {show_change(high, unit)}" if low != high else "",
+        }
+
+
+def changes(run: RunData) -> dict[str, Change]:
+    """Metrics before and after training, known ones first, then whatever else the summary holds.
+
+    summary.json counts; what it leaves out is taken from the evaluation at step 0 and the last one after it.
+    """
+    evaluations = [row for row in run.history if row.get("kind") == "eval" and number(row.get("step")) is not None]
+    starts = [row for row in evaluations if row["step"] == 0]
+    ends = [row for row in evaluations if row["step"] > 0]
+    before = {**(starts[-1] if starts else {}), **_mapping(run.summary.get("before"))}
+    after = {**(ends[-1] if ends else {}), **_mapping(run.summary.get("after"))}
+    difference = _mapping(run.summary.get("difference"))
+    told = {**_mapping(run.summary.get("before")), **_mapping(run.summary.get("after"))}
+    further = [key for key in told if key not in METRICS and not key.endswith(DETAILS)]
+    found = {key: _change(key, before, after, difference) for key in (*METRICS, *further)}
+    return {key: change for key, change in found.items() if change.before is not None or change.after is not None}
+
+
+def _change(key: str, before: dict[str, Any], after: dict[str, Any], difference: dict[str, Any]) -> Change:
+    start, end = number(before.get(key)), number(after.get(key))
+    given = number(difference.get(key))
+    return Change(
+        key=key,
+        metric=METRICS.get(key, Metric(key.replace("_", " ").capitalize(), "")),
+        before=start,
+        before_interval=interval(before.get(f"{key}_ci95")),
+        after=end,
+        after_interval=interval(after.get(f"{key}_ci95")),
+        difference=end - start if given is None and start is not None and end is not None else given,
+        difference_interval=interval(difference.get(f"{key}_ci95")),
+    )
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A response that the model gave, with notes on it such as its true reward."""
+
+    response: str
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class SamplePair:
+    """What the model answered to one prompt at the start and at the end of training."""
+
+    prompt: str
+    start: Sample | None
+    end: Sample | None
+
+
+def sample_pairs(samples: list[dict[str, Any]]) -> list[SamplePair]:
+    """Samples by prompt, in the order in which prompts first appear; the n-th start beside the n-th end."""
+    by_prompt: dict[str, dict[str, list[Sample]]] = {}
+    for row in samples:
+        when = row.get("when")
+        if when in ("start", "end"):
+            by_prompt.setdefault(_text(row.get("prompt")), {"start": [], "end": []})[when].append(_sample(row))
+    return [
+        SamplePair(prompt, start, end)
+        for prompt, answers in by_prompt.items()
+        for start, end in zip_longest(answers["start"], answers["end"])
+    ]
+
+
+def _sample(row: dict[str, Any]) -> Sample:
+    reward, logp = number(row.get("true_reward")), number(row.get("logp"))
+    notes = []
+    if reward is not None:
+        notes.append(f"true reward {show(reward)}")
+    if logp is not None:
+        notes.append(f"log-probability {show(logp)} nats")
+    if row.get("ended") is False:
+        notes.append("cut off at the length limit")
+    return Sample(_text(row.get("response")), tuple(notes))
+
+
+def _text(value: Any) -> str:
+    """A text as it stands; anything else, such as the turns of a conversation, as JSON."""
+    if value is None:
+        return ""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, indent=1)
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}

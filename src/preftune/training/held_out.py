@@ -1,0 +1,89 @@
+"""Evaluation while training runs: held-out pairs, and samples for fixed prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+from transformers import PreTrainedTokenizerBase
+
+from preftune.data.examples import Example
+from preftune.evaluation.sampling import sample
+from preftune.policy.policy import PolicyModule
+from preftune.training import metrics
+from preftune.training.batches import SAMPLING, torch_seed
+from preftune.training.step import Micro, States, Step
+
+
+class EvaluateConfig(BaseModel):
+    """What is measured besides the training loss."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    every: int | None = Field(
+        None, ge=1, description="optimiser steps between two evaluations; none: start and end only"
+    )
+    samples: int = Field(4, ge=0, description="fixed prompts that the policy answers at the start and at the end")
+    max_new_tokens: int = Field(128, ge=1, description="longest sampled answer, in tokens")
+    temperature: float = Field(1.0, ge=0, description="of the samples; 0: the likeliest token each time")
+
+
+class HeldOut:
+    """The held-out examples, and what the policy made of them at step 0."""
+
+    def __init__(self, step: Step, micros: Sequence[Micro]) -> None:
+        self.step, self.micros = step, micros
+        self.prompts: list[Hashable] = [
+            np.asarray(example.prompt).tobytes() for micro in micros for example in micro.examples
+        ]
+        self.start: Mapping[str, np.ndarray] | None = None
+
+    def evaluate(self, states: States) -> dict[str, Any]:
+        """Metrics of the policy as it is; the first call is taken as the start."""
+        scored = self.step.evaluate(self.micros, states)
+        table = metrics.table(scored.columns)
+        if self.start is None:
+            self.start = table
+        return {"loss": scored.loss, **metrics.held_out(table, self.start, self.prompts)}
+
+
+def answers(
+    policy: PolicyModule,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Sequence[int]],
+    config: EvaluateConfig,
+    end_ids: Sequence[int],
+    seed: int,
+) -> list[dict[str, Any]]:
+    """The policy's answer to each prompt, as text; the same random numbers every time."""
+    with policy.generating() as lm:
+        sampled = sample(
+            lm,
+            prompts,
+            max_new_tokens=config.max_new_tokens,
+            temperature=config.temperature,
+            seed=torch_seed(seed, SAMPLING),
+            end_ids=end_ids,
+            pad_id=tokenizer.pad_token_id or 0,
+        )
+    return [
+        {
+            "prompt": tokenizer.decode(prompt, skip_special_tokens=False),
+            "response": tokenizer.decode(one.ids, skip_special_tokens=True),
+            "tokens": len(one.ids),
+            "ended": one.ended,
+        }
+        for prompt, one in zip(prompts, sampled, strict=True)
+    ]
+
+
+def fixed_prompts(held_out: Sequence[Example], train: Sequence[Example], count: int) -> list[list[int]]:
+    """The first different prompts, held-out ones if there are any."""
+    different: dict[tuple[int, ...], None] = {}
+    for example in held_out or train:
+        if len(different) == count:
+            break
+        different.setdefault(tuple(int(i) for i in example.prompt))
+    return [list(prompt) for prompt in different]

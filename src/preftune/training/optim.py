@@ -1,0 +1,82 @@
+"""The optimiser, and the learning rate as a function of the step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import nn
+
+from preftune.objectives.registry import Term
+
+# Where a default learning rate stands: models of this many parameters. Larger ones take smaller steps, by this power
+# (it joins 1e-3 for our 0.1M base, 5e-5 for a 7M scratch model and the published 2e-7 to 7e-7 for 7B and 8B models).
+DEFAULT_AT_PARAMETERS, DEFAULT_POWER, DEFAULT_LIMIT = 1e9, 0.75, 1e-3
+
+
+class OptimConfig(BaseModel):
+    """AdamW and its learning rate."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    learning_rate: float | None = Field(
+        None, gt=0, description="peak; none: a default for the objective, the model's size, and full or LoRA"
+    )
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        "cosine", description="after warmup, down to 0 at the end"
+    )
+    warmup_ratio: float = Field(0.1, ge=0, lt=1, description="share of all steps in which the rate rises from 0")
+    warmup_steps: int | None = Field(None, ge=0, description="steps of warmup, instead of warmup_ratio")
+    weight_decay: float = Field(0.0, ge=0, description="on matrices; norms and biases never decay")
+    betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW's moment decays")
+    eps: float = Field(1e-8, gt=0, description="AdamW's epsilon")
+    max_grad_norm: float | None = Field(1.0, gt=0, description="gradients are clipped to this norm; none: not clipped")
+
+    @model_validator(mode="after")
+    def _one_warmup(self) -> OptimConfig:
+        if self.warmup_steps is not None and "warmup_ratio" in self.model_fields_set:
+            raise ValueError("warmup_steps and warmup_ratio both say how long the warmup is: give one of them")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas must be in [0, 1), got {list(self.betas)}")
+        return self
+
+
+def default_learning_rate(terms: Iterable[Term], parameters: int, lora: bool) -> float:
+    """The learning rate where the user names none: the first term's, for this size of model.
+
+    Args:
+        terms: the objective.
+        parameters: of the whole model.
+        lora: True if only adapters train.
+    """
+    objective = next(iter(terms)).objective
+    full = objective.learning_rate * (DEFAULT_AT_PARAMETERS / max(parameters, 1)) ** DEFAULT_POWER
+    full = min(full, DEFAULT_LIMIT)
+    return max(full, objective.lora_learning_rate) if lora else full
+
+
+def optimizer(model: nn.Module, config: OptimConfig, learning_rate: float) -> torch.optim.Optimizer:
+    """AdamW over everything that trains, fused where there is a fused kernel."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    fused = all(p.device.type in ("cpu", "cuda", "mps") and p.is_floating_point() for p in trained)
+    return torch.optim.AdamW(
+        [g for g in groups if g["params"]], lr=learning_rate, betas=config.betas, eps=config.eps, fused=fused
+    )
+
+
+def rate_at(step: int, steps: int, config: OptimConfig) -> float:
+    """Share of the peak learning rate in optimiser step `step` (from 0) of `steps`."""
+    warmup = config.warmup_steps if config.warmup_steps is not None else math.ceil(config.warmup_ratio * steps)
+    if step < warmup:
+        return (step + 1) / warmup
+    if config.schedule == "constant":
+        return 1.0
+    done = (step - warmup) / max(1, steps - warmup)
+    return 1 - done if config.schedule == "linear" else (1 + math.cos(math.pi * done)) / 2

@@ -1,0 +1,51 @@
+"""What a person sees while training runs: one line that moves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+SHOWN = (
+    ("loss", "loss", "{:.4f}"),
+    ("preference_accuracy", "accuracy", "{:.3f}"),
+    ("margin", "margin", "{:+.3f}"),
+    ("pairs_per_second", "pairs/s", "{:.1f}"),
+)
+
+
+class Bar:
+    """A progress bar with the last metrics; silent on every process but the first."""
+
+    def __init__(self, steps: int, show: bool, console: Console | None = None) -> None:
+        self.progress = Progress(
+            TextColumn("[bold]training"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[values]}"),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console or Console(stderr=True),
+            disable=not show,
+        )
+        self.task = self.progress.add_task("training", total=steps, values="")
+
+    def __enter__(self) -> Bar:
+        self.progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.progress.stop()
+
+    def advance(self) -> None:
+        """One optimiser step is done."""
+        self.progress.advance(self.task)
+
+    def show(self, values: Mapping[str, object]) -> None:
+        """Show the newest metrics."""
+        parts = [f"{name} {form.format(values[key])}" for key, name, form in SHOWN if values.get(key) is not None]
+        self.progress.update(self.task, values="  ".join(parts))

@@ -1,0 +1,130 @@
+"""A run is a folder: config, manifest, metrics, samples, model and summary. Nothing of a run lives anywhere else."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import shlex
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from preftune.errors import PreftuneError
+
+
+class OutputConfig(BaseModel):
+    """Where a run is kept."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    path: str | None = Field(None, description="run folder; none: runs/<objective>-<time>")
+    overwrite: bool = Field(False, description="replace a run folder that is already there")
+    save_every: int | None = Field(None, ge=1, description="optimiser steps between two saved models; none: at the end")
+    keep: int = Field(2, ge=1, description="saved models to keep besides the last one")
+    trackers: list[str] = Field(default_factory=list, description="also log to these: tensorboard, wandb, mlflow, ...")
+
+
+class RunFolder:
+    """Writes a run's files. Each is whole or absent: written under a temporary name, then renamed."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def create(cls, path: Path, overwrite: bool = False) -> RunFolder:
+        """A new, empty run folder.
+
+        Raises:
+            PreftuneError: if there is something there already, or the folder cannot be made.
+        """
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            if not overwrite:
+                raise PreftuneError(
+                    f"output.path {path} exists and is not empty: name another folder, or set output.overwrite=true"
+                )
+            if not (path / "config.yaml").is_file():
+                raise PreftuneError(
+                    f"output.path {path} is no run folder, so it is not overwritten: name another folder"
+                )
+            shutil.rmtree(path)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(dir=path):
+                pass
+        except OSError as error:
+            raise PreftuneError(f"cannot write to output.path {path}: {error.strerror}") from error
+        return cls(path)
+
+    def write_config(self, text: str) -> None:
+        """Keep the config as resolved (YAML)."""
+        self._write("config.yaml", text)
+
+    def write_manifest(self, **values: Any) -> None:
+        """Keep versions, command and what else says how the run came about."""
+        packages = ("preftune", "torch", "transformers", "peft", "accelerate", "tokenizers")
+        manifest = {
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]) if sys.argv[0] else "python",
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+            "versions": {name: version(name) for name in packages},
+            **values,
+        }
+        self._write("manifest.json", to_json(manifest, indent=2))
+
+    def append_metrics(self, values: Mapping[str, Any]) -> None:
+        """Add one line to metrics.jsonl, on disk when this returns."""
+        self._append("metrics.jsonl", [values])
+
+    def append_samples(self, samples: Iterable[Mapping[str, Any]]) -> None:
+        """Add lines to samples.jsonl."""
+        self._append("samples.jsonl", samples)
+
+    def write_summary(self, values: Mapping[str, Any]) -> None:
+        """Keep what the run came to."""
+        self._write("summary.json", to_json(values, indent=2))
+
+    def replace_folder(self, name: str, source: Path) -> None:
+        """Put a finished folder (made beside it) in the place of `name`."""
+        target = self.path / name
+        old = self.path / f".{name.replace('/', '-')}.old"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if target.exists():
+            target.rename(old)
+        source.rename(target)
+        shutil.rmtree(old, ignore_errors=True)
+
+    def _append(self, name: str, lines: Iterable[Mapping[str, Any]]) -> None:
+        with (self.path / name).open("a", encoding="utf-8") as file:
+            file.writelines(to_json(line) + "\n" for line in lines)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def _write(self, name: str, text: str) -> None:
+        temporary = self.path / f".{name}.tmp"
+        temporary.write_text(text + ("" if text.endswith("\n") else "\n"), encoding="utf-8")
+        temporary.replace(self.path / name)
+
+
+def to_json(value: Any, indent: int | None = None) -> str:
+    """JSON that every reader accepts: NaN and infinities become null."""
+    return json.dumps(_finite(value), ensure_ascii=False, indent=indent, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value

@@ -1,0 +1,96 @@
+"""A policy as a folder that plain transformers loads, with a card that says what it is."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from preftune.training.run_folder import RunFolder
+
+CARD = """---
+library_name: transformers
+tags: [preftune, {objective}]
+---
+# {title}
+
+Trained with [preftune](https://pypi.org/project/preftune/) {version}: objective `{objective}`, {steps} optimiser steps,
+starting from `{start}`.
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+model = AutoModelForCausalLM.from_pretrained({folder!r})
+tokenizer = AutoTokenizer.from_pretrained({folder!r})
+```
+
+| held out | before | after |
+|---|---|---|
+{rows}
+"""
+ROWS = (
+    ("preference_accuracy", "implicit preference accuracy"),
+    ("policy_accuracy", "accuracy of its own log-probs"),
+    ("margin", "margin"),
+    ("loss", "loss"),
+)
+
+
+def save(
+    folder: RunFolder,
+    name: str,
+    lm: nn.Module,
+    tokenizer: PreTrainedTokenizerBase | None,
+    state: Mapping[str, Any],
+    card: str | None = None,
+) -> Path:
+    """Save weights (safetensors), tokenizer and card under `name` in the run folder, whole or not at all.
+
+    Args:
+        folder: the run.
+        name: folder name inside it.
+        lm: the language model (or its adapter, if PEFT made one).
+        tokenizer: saved beside it, if there is one.
+        state: the state dict to save (gathered from all processes).
+        card: text of its README.md.
+    """
+    temporary = folder.path / f".{name.replace('/', '-')}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    if isinstance(lm, PreTrainedModel) or hasattr(lm, "peft_config"):
+        lm.save_pretrained(temporary, state_dict=dict(state))  # type: ignore[operator]
+    else:
+        from safetensors.torch import save_file
+
+        save_file({key: value.contiguous() for key, value in state.items()}, temporary / "model.safetensors")
+    if tokenizer is not None:
+        tokenizer.save_pretrained(temporary)
+    if card is not None:
+        (temporary / "README.md").write_text(card, encoding="utf-8")
+    folder.replace_folder(name, temporary)
+    return folder.path / name
+
+
+def model_card(summary: Mapping[str, Any], start: str, folder: Path, version: str) -> str:
+    """The README.md of a saved policy."""
+    before, after = summary.get("before", {}), summary.get("after", {})
+    rows = [f"| {label} | {_figure(before, key)} | {_figure(after, key)} |" for key, label in ROWS if key in before]
+    return CARD.format(
+        title=folder.parent.name,
+        objective=summary["objective"],
+        steps=summary["steps"],
+        start=start,
+        folder=str(folder),
+        version=version,
+        rows="\n".join(rows) or "| nothing was held out | | |",
+    )
+
+
+def _figure(values: Mapping[str, Any], key: str) -> str:
+    value, interval = values.get(key), values.get(f"{key}_ci95")
+    if value is None:
+        return ""
+    return f"{value:.4g}" + ("" if interval is None else f" ({interval[0]:.3f} to {interval[1]:.3f})")

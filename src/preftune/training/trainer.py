@@ -1,0 +1,319 @@
+"""The loop: batches in order, optimiser steps, evaluation, metrics, saved models."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from preftune.config import RunConfig, TrainConfig
+from preftune.data.dataset import Examples
+from preftune.data.examples import Example
+from preftune.data.packing import pack, pad
+from preftune.errors import PreftuneError
+from preftune.objectives.registry import Term
+from preftune.policy.layout import TOLERANCE, choose_layout, original_context, tree_error
+from preftune.policy.policy import PolicyModule
+from preftune.policy.reference import Reference
+from preftune.training import metrics
+from preftune.training.batches import micro_batches, plan_epoch
+from preftune.training.gate import check_start
+from preftune.training.held_out import HeldOut, answers, fixed_prompts
+from preftune.training.optim import default_learning_rate, optimizer, rate_at
+from preftune.training.progress import Bar
+from preftune.training.references import live_reference, reference_for, stored_reference
+from preftune.training.run_folder import RunFolder
+from preftune.training.saving import save
+from preftune.training.step import Micro, Scored, States, Step
+
+Probe = Callable[[nn.Module], Mapping[str, Any]]
+
+
+@dataclass
+class Window:
+    """What happened since the last line of metrics."""
+
+    since: float
+    scored: list[tuple[int, Scored]]
+    tokens: int = 0
+    computed: int = 0
+
+
+class Trainer:
+    """Trains one policy on one set of examples, and fills a run folder.
+
+    Args:
+        lm: the language model, adapters included.
+        tokenizer: to turn samples into text.
+        examples: both sides of the data.
+        terms: the objective.
+        config: the whole run's.
+        folder: where everything is written.
+        probe: measures the policy's language model before and after training; its values join the summary.
+        show: draw a progress bar.
+    """
+
+    def __init__(
+        self,
+        lm: nn.Module,
+        tokenizer: PreTrainedTokenizerBase,
+        examples: Examples,
+        terms: tuple[Term, ...],
+        config: RunConfig,
+        folder: RunFolder,
+        probe: Probe | None = None,
+        show: bool = True,
+    ) -> None:
+        self.tokenizer, self.examples, self.terms = tokenizer, examples, terms
+        self.config, self.folder, self.probe, self.show = config, folder, probe, show
+        self.messages: list[str] = list(examples.messages)
+        self.accelerator = make_accelerator(config.train, config.output.trackers, folder)
+        self.precision = self.accelerator.mixed_precision
+        lm.to(self.accelerator.device)
+        self.policy = self._policy(lm)
+        self.alone_above = original_context(lm)
+        frozen = None
+        if any(term.objective.reference for term in terms):
+            frozen = live_reference(config.reference, config.model, self.policy, self.accelerator.device)
+        rate = config.optim.learning_rate
+        if rate is None:
+            count = sum(p.numel() for p in lm.parameters())
+            rate = default_learning_rate(terms, count, config.model.lora is not None)
+        self.learning_rate = rate
+        self.prepared, self.optimizer = self.accelerator.prepare(
+            self.policy, optimizer(self.policy, config.optim, rate)
+        )
+        reference = self._reference(frozen)
+        self.step = Step(self.prepared, reference, terms, self.accelerator, config.seed)
+        self.batches = self._batches()
+        self.states: States = tuple(term.objective.init() for term in terms)
+
+    def fit(self) -> dict[str, Any]:
+        """Train. Returns the summary (without writing it).
+
+        Raises:
+            PreftuneError: if the reference is not the policy's start, or a step is not finite.
+        """
+        started = time.perf_counter()
+        if self.step.reference is not None and self.config.reference.path is None and self.config.train.check_start:
+            check_start(self.prepared, self.step.reference, self._micros(self.batches[0])[0], self.precision)
+        held_out = HeldOut(self.step, self._side(self.examples.held_out)) if self.examples.held_out else None
+        prompts = fixed_prompts(self.examples.held_out, self.examples.train, self.config.evaluate.samples)
+        before = self._look("start", held_out, prompts, 0)
+        seconds = self._loop(held_out)
+        after = self._look("end", held_out, prompts, len(self.batches))
+        self.accelerator.end_training()
+        trained = sum(len(batch) for batch in self.batches)
+        return {
+            "objective": "+".join(term.name for term in self.terms),
+            "steps": len(self.batches),
+            "seconds": time.perf_counter() - started,
+            "training_seconds": seconds,
+            "examples": trained,
+            "pairs_per_second": trained / seconds,
+            "learning_rate": self.learning_rate,
+            "layout": self.policy.layout,
+            "precision": self.precision if self.precision != "no" else "fp32",
+            "device": self.accelerator.device.type,
+            "before": before,
+            "after": after,
+            "messages": self.messages,
+        }
+
+    def state(self) -> dict[str, Tensor]:
+        """The language model's weights (those that train, for adapters), for saving."""
+        return {
+            name.removeprefix("lm."): value for name, value in self.accelerator.get_state_dict(self.prepared).items()
+        }
+
+    def _policy(self, lm: nn.Module) -> PolicyModule:
+        """The policy in the layout asked for; trees only if they prove exact on this very model."""
+        wanted = self.config.model.layout
+        layout, reason = choose_layout(lm)
+        if wanted == "padded":
+            return PolicyModule(lm, "padded")
+        if layout == "padded":
+            if wanted == "tree":
+                raise PreftuneError(f"model.layout=tree is not exact here: {reason}; set it to auto or padded")
+            self.messages.append(f"padded rows instead of prompt trees: {reason}")
+            return PolicyModule(lm, "padded")
+        policy = PolicyModule(lm, "tree")
+        error = tree_error(policy)
+        exact = error <= (TOLERANCE if next(lm.parameters()).dtype == torch.float32 else 0.5)
+        if not exact:
+            if wanted == "tree":
+                raise PreftuneError(f"model.layout=tree is off by {error:.2g} nats on this model: set it to padded")
+            self.messages.append(
+                f"padded rows instead of prompt trees: trees are off by {error:.2g} nats on this model"
+            )
+            policy.use_layout("padded")
+        return policy
+
+    def _reference(self, frozen: Any) -> Reference | None:
+        if not any(term.objective.reference for term in self.terms):
+            return None
+        live = reference_for(frozen, self.prepared, self.policy)
+        if self.config.reference.kind != "stored":
+            return live
+        every = [*self.examples.train, *self.examples.held_out]
+        cut = self._cut(range(len(every)), every)
+        lm = self.policy.lm if frozen is None else frozen.module.lm
+        stored = stored_reference(live, lm, cut, self._prepare, self.folder.path / "reference", self.precision)
+        if frozen is not None:
+            frozen.module.to("meta")  # its work is done: free the memory
+        return stored
+
+    def _batches(self) -> list[list[int]]:
+        """The optimiser batches of the whole run, as indices of training examples."""
+        costs = [self._cost(example) for example in self.examples.train]
+        config, batches, epoch = self.config, list[list[int]](), 0
+        first = plan_epoch(costs, config.batch, config.seed, 0)
+        wanted = config.train.max_steps or max(1, round(config.train.epochs * len(first)))
+        while len(batches) < wanted:
+            batches += plan_epoch(costs, config.batch, config.seed, epoch)
+            epoch += 1
+        return batches[:wanted]
+
+    def _cost(self, example: Example) -> int:
+        """Tokens that a forward computes for an example."""
+        if self.policy.layout == "tree":
+            return example.tokens
+        return len(example.responses) * (len(example.prompt) + max(len(r.ids) for r in example.responses))
+
+    def _prepare(self, examples: Sequence[Example]) -> Micro:
+        batch = pack(examples) if self.policy.layout == "tree" else pad(examples, self.tokenizer.pad_token_id or 0)
+        return Micro(examples, batch.to(self.accelerator.device))
+
+    def _cut(self, indices: Sequence[int], examples: Sequence[Example]) -> list[list[Example]]:
+        costs = [self._cost(example) for example in examples]
+        cut = micro_batches(indices, costs, self.config.batch, self.alone_above)
+        return [[examples[i] for i in micro] for micro in cut]
+
+    def _micros(self, batch: Sequence[int]) -> list[Micro]:
+        examples = [self.examples.train[i] for i in batch]
+        return [self._prepare(micro) for micro in self._cut(range(len(examples)), examples)]
+
+    def _side(self, examples: Sequence[Example]) -> list[Micro]:
+        return [self._prepare(micro) for micro in self._cut(range(len(examples)), examples)]
+
+    def _loop(self, held_out: HeldOut | None) -> float:
+        """All optimiser steps. Returns the seconds they took, evaluation and saving apart."""
+        config, steps = self.config, len(self.batches)
+        per_epoch = len(plan_epoch([self._cost(e) for e in self.examples.train], config.batch, config.seed, 0))
+        seconds, window = 0.0, Window(time.perf_counter(), [])
+        with Bar(steps, self.show and self.accelerator.is_main_process) as bar:
+            for step, batch in enumerate(self.batches):
+                rate = self.learning_rate * rate_at(step, steps, config.optim)
+                for group in self.optimizer.param_groups:
+                    group["lr"] = rate
+                micros = self._micros(batch)
+                scored = self.step.train(micros, self.states, self.optimizer, step, config.optim.max_grad_norm)
+                self.states = scored.states
+                window.scored.append((len(batch), scored))
+                window.tokens += sum(micro.batch.real_tokens for micro in micros)
+                window.computed += sum(micro.batch.tokens for micro in micros)
+                bar.advance()
+                done = step + 1
+                evaluate = held_out and config.evaluate.every and done % config.evaluate.every == 0 and done < steps
+                save_now = config.output.save_every and done % config.output.save_every == 0
+                if done % config.train.log_every == 0 or done == steps or evaluate or save_now:
+                    elapsed = time.perf_counter() - window.since
+                    seconds += elapsed
+                    line = self._line(window, done, done / per_epoch, rate, elapsed)
+                    self._log(line)
+                    bar.show(line)
+                    if evaluate:
+                        assert held_out is not None
+                        self._log({"kind": "eval", "step": done, **held_out.evaluate(self.states)})
+                    if save_now:
+                        self._save_checkpoint(done)
+                    window = Window(time.perf_counter(), [])
+        return seconds
+
+    def _line(self, window: Window, step: int, epoch: float, rate: float, elapsed: float) -> dict[str, Any]:
+        """One line of training metrics."""
+        examples = sum(count for count, _ in window.scored)
+        return {
+            "kind": "train",
+            "step": step,
+            "epoch": epoch,
+            "loss": sum(count * scored.loss for count, scored in window.scored) / examples,
+            **metrics.summarise(metrics.table([piece for _, scored in window.scored for piece in scored.columns])),
+            "gradient_norm": sum(scored.gradient_norm or 0.0 for _, scored in window.scored) / len(window.scored),
+            "learning_rate": rate,
+            "pairs_per_second": examples / elapsed,
+            "tokens_per_second": window.tokens / elapsed,
+            "padding_share": 1 - window.tokens / window.computed,
+            "seconds": elapsed,
+        }
+
+    def _look(self, when: str, held_out: HeldOut | None, prompts: list[list[int]], step: int) -> dict[str, Any]:
+        """Held-out metrics, samples and the probe, at the start or at the end."""
+        found: dict[str, Any] = {}
+        if held_out is not None:
+            found = held_out.evaluate(self.states)
+            self._log({"kind": "eval", "step": step, **found})
+        if prompts and hasattr(self.policy.lm, "generate"):
+            ends = end_ids(self.tokenizer, self.policy.base)
+            sampled = answers(self.policy, self.tokenizer, prompts, self.config.evaluate, ends, self.config.seed)
+            self.folder.append_samples({"when": when, "step": step, **one} for one in sampled)
+        if self.probe is not None:
+            with self.policy.generating() as lm:
+                found |= self.probe(lm)
+        return {name: value for name, value in found.items() if not name.endswith("_histogram")}
+
+    def _log(self, line: Mapping[str, Any]) -> None:
+        self.folder.append_metrics(line)
+        numbers = {f"{line['kind']}/{k}": v for k, v in line.items() if isinstance(v, int | float) and k != "step"}
+        self.accelerator.log(numbers, step=line["step"])
+
+    def _save_checkpoint(self, step: int) -> None:
+        save(self.folder, f"checkpoints/step-{step:06d}", self.policy.lm, self.tokenizer, self.state())
+        saved = sorted((self.folder.path / "checkpoints").iterdir())
+        for old in saved[: -self.config.output.keep]:
+            shutil.rmtree(old)
+
+
+def end_ids(tokenizer: PreTrainedTokenizerBase, model: nn.Module) -> list[int]:
+    """Tokens that end an answer: the tokenizer's end token and those of the model's generation config."""
+    named = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    ends = [] if named is None else [named] if isinstance(named, int) else list(named)
+    return list(dict.fromkeys([*ends, *([] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id])]))
+
+
+def make_accelerator(config: TrainConfig, trackers: Sequence[str], folder: RunFolder) -> Accelerator:
+    """Accelerate, for the device and precision asked for.
+
+    Raises:
+        PreftuneError: for a device that is not there, a tracker that is not installed, or several processes.
+    """
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True, "auto": True}
+    if not available[config.device]:
+        raise PreftuneError(f"train.device={config.device} is not available on this machine: set it to auto or cpu")
+    # a second run in the same process may differ in precision or device; Accelerate's singletons would keep the first's
+    AcceleratorState._reset_state(reset_partial_state=True)
+    precision = config.precision
+    if precision == "auto":
+        cuda = available["cuda"] and config.device != "cpu"
+        precision = "bf16" if cuda and torch.cuda.is_bf16_supported() else "fp32"
+    try:
+        accelerator = Accelerator(
+            mixed_precision="no" if precision == "fp32" else precision,
+            cpu=config.device == "cpu",
+            log_with=list(trackers) or None,
+            project_dir=str(folder.path),
+        )
+        accelerator.init_trackers("preftune")
+    except (ValueError, ImportError) as error:
+        raise PreftuneError(f"cannot set up training as configured: {error}") from error
+    if accelerator.num_processes > 1:
+        raise PreftuneError("this version trains on one process: start it without a launcher")
+    return accelerator
