@@ -77,7 +77,14 @@ def train(
     resolved = yaml_tree.load(RunConfig, None, [], base=blocks, tagged=("objective",))
     given = None if isinstance(model, str) else model
     return run(
-        resolved, rows=data, held_out=held_out, model=given, tokenizer=tokenizer, terms=terms, probe=probe, show=not quiet
+        resolved,
+        rows=data,
+        held_out=held_out,
+        model=given,
+        tokenizer=tokenizer,
+        terms=terms,
+        probe=probe,
+        show=not quiet,
     )
 
 
@@ -99,6 +106,8 @@ def run(
         raise PreftuneError("data.path is missing: name a file, a folder, a hub id, or 'sandbox'")
     if model is None:
         loading.check_path(config.model)
+    if config.reference.path is not None:
+        loading.check_path(config.model.model_copy(update={"path": config.reference.path}))
     records = dataset.read(config.data, source, config.seed, held_out)
     _check_kind(terms, records.kind)
     folder = RunFolder.create(_output(config, terms), config.output.overwrite)
@@ -107,7 +116,8 @@ def run(
     folder.write_config(yaml_tree.dump(resolved))
     loaded = _load(config, model, tokenizer, records)
     examples = dataset.render(records, loaded.tokenizer, config.data)
-    examples.messages[:0] = records.messages
+    if examples.chat_template is not None:
+        loaded.tokenizer.chat_template = examples.chat_template  # saved with the model: it was trained in this form
     trainer = Trainer(loaded.lm, loaded.tokenizer, examples, terms, config, folder, probe, show)
     folder.write_manifest(
         seed=config.seed,

@@ -92,26 +92,42 @@ def demo(
 
 @app.command()
 def pairs(
-    task: Annotated[str, typer.Argument(help="task whose answers can be checked: gsm8k")],
+    task: Annotated[str, typer.Argument(help="task whose answers can be checked: gsm8k, or package.module:Class")],
     model: Annotated[str, typer.Option("--model", "-m", help="folder, hub id, 'sandbox' or 'scratch:<model type>'")],
     data: Annotated[
         str | None, typer.Option("--data", "-d", help="the task's questions, where it needs a file")
     ] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="file to write (jsonl)")] = Path("pairs.jsonl"),
-    n: Annotated[int, typer.Option("-n", min=2, help="answers sampled for each question")] = 8,
+    n: Annotated[int, typer.Option("-n", help="answers sampled for each question, at least 2")] = 8,
     limit: Annotated[int | None, typer.Option(min=1, help="use the first questions only")] = None,
-    temperature: Annotated[float, typer.Option(min=0.0, help="of the sampled answers")] = 1.0,
+    temperature: Annotated[float, typer.Option(help="of the sampled answers, above 0")] = 1.0,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="longest answer, in tokens")] = 256,
+    chat: Annotated[bool, typer.Option("--chat", help="ask in the model's chat template, write conversations")] = False,
     seed: Annotated[int, typer.Option(min=0, help="of the samples")] = 0,
+    quiet: Quiet = False,
 ) -> None:
-    """Sample answers to a task, check them, and write right-over-wrong pairs."""
+    """Sample answers to a task, check them, and write right-over-wrong pairs.
+
+    Examples:
+        preftune pairs gsm8k --model ./my-model --data train.jsonl --out pairs.jsonl
+        preftune pairs my_module:MyTask --model ./my-chat-model --data questions.jsonl --chat
+    """
     from preftune.pairs import write_pairs
 
-    typer.echo(
-        write_pairs(
-            task, model, data, out, n=n, limit=limit, temperature=temperature, max_new_tokens=max_new_tokens, seed=seed
-        )
+    line = write_pairs(
+        task,
+        model,
+        data,
+        out,
+        n=n,
+        limit=limit,
+        temperature=temperature,
+        max_new_tokens=max_new_tokens,
+        chat=chat,
+        seed=seed,
+        quiet=quiet,
     )
+    typer.echo(line)
 
 
 @app.command()

@@ -37,11 +37,11 @@ def test_a_run_without_evaluation_after_the_start_has_no_after(write_run, histor
 
 
 def test_further_numbers_of_the_summary_are_shown_under_their_name(write_run):
-    before = {"grammatical": 0.99, "margin_sd": 1.0, "chosen_length": 14.0, "note": "text", "nothing": None}
-    found = changes(read(write_run(metrics=[], summary={"before": before, "after": {"grammatical": 0.97}})))
-    assert list(found) == ["grammatical"]
-    assert found["grammatical"].metric.label == "Grammatical"
-    assert found["grammatical"].shown["difference"] == "\u22120.020"
+    before = {"end_rate": 0.99, "margin_sd": 1.0, "chosen_length": 14.0, "note": "text", "nothing": None}
+    found = changes(read(write_run(metrics=[], summary={"before": before, "after": {"end_rate": 0.97}})))
+    assert list(found) == ["end_rate"]
+    assert found["end_rate"].metric.label == "End rate"
+    assert found["end_rate"].shown["difference"] == "\u22120.020"
 
 
 def test_nothing_measured_gives_no_rows(write_run):

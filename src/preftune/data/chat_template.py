@@ -60,13 +60,14 @@ class ChatTemplate:
         options: further variables for the template, such as `enable_thinking`.
 
     Attributes:
+        header: what the generation prompt has after the last message ("<|im_end|>\\n<|im_start|>assistant\\n").
         lead: what the template writes between the generation prompt and a given answer (an empty thinking block in
             Qwen 3); it is part of the response.
         opening: what the generation prompt has and a rendered answer lacks ("<think>\\n" in DeepSeek-R1), or "".
         tail: what the template writes after the last answer ("<|im_end|>\\n").
         kept_tail: the part of `tail` that belongs to the response: up to and including the end token ("<|im_end|>").
         end_id: the token on which generation stops: the first special token that the template writes after the last
-            answer, or eos_token if it writes none.
+            answer (the last of several that stand together), or eos_token if it writes none.
         turn_end_id: the same after an answer that is not the last, or None if the template writes none.
 
     Raises:
@@ -83,9 +84,14 @@ class ChatTemplate:
         self.template = template
         self.options = dict(options)
         ids = special_tokens(tokenizer)
-        self.opening, self.lead, self.tail = self._probe()
+        self.header, self.opening, self.lead, self.tail = self._probe()
         end = _first(ids, self.tail)
-        self.kept_tail = self.tail.rstrip() if end is None else self.tail[: self.tail.find(end) + len(end)]
+        self.kept_tail = self.tail.rstrip()
+        if end is not None:
+            stop = self.tail.find(end) + len(end)
+            while (adjacent := _first(ids, self.tail[stop:])) and self.tail.startswith(adjacent, stop):
+                end, stop = adjacent, stop + len(adjacent)
+            self.kept_tail = self.tail[:stop]
         self.end_id: int = tokenizer.eos_token_id if end is None else ids[end]
         if self.end_id is None:
             raise PreftuneError(
@@ -146,7 +152,7 @@ class ChatTemplate:
         if not all(rendered.divides for rendered in found):
             raise RenderingError("the chat template renders the prompt differently once a response follows")
         for rendered, response in zip(found, responses, strict=True):
-            _check_whole(rendered, response, self.opening)
+            _check_whole(rendered, response, len(self.header))
         return found
 
     def _response(self, prompt: Sequence[Message], start: str, response: Sequence[Message]) -> Rendered:
@@ -162,8 +168,8 @@ class ChatTemplate:
         ]
         return Rendered(full[: len(full) - len(self.tail)] + self.kept_tail, (start, *later))
 
-    def _probe(self) -> tuple[str, str, str]:
-        """`opening`, `lead` and `tail`."""
+    def _probe(self) -> tuple[str, str, str, str]:
+        """`header`, `opening`, `lead` and `tail`."""
         try:
             prompt = self.render([Message("user", _USER)], generation_prompt=True)
             full = self.render([Message("user", _USER), Message("assistant", _ANSWER)])
@@ -176,7 +182,8 @@ class ChatTemplate:
                 "the chat template renders a prompt differently once an answer follows, so prompt and response cannot "
                 "be told apart: give another chat_template"
             )
-        return prompt[shared:], full[shared:answer], full[answer + len(_ANSWER) :]
+        header = prompt[prompt.rfind(_USER) + len(_USER) :]
+        return header, prompt[shared:], full[shared:answer], full[answer + len(_ANSWER) :]
 
     def _turn_end(self, end: str, ids: Mapping[str, int]) -> str | None:
         """The end token of an answer that is not the last; `end` is the last one's."""
@@ -233,10 +240,11 @@ def _first(tokens: Mapping[str, int], text: str) -> str | None:
     return min(found)[2] if found else None
 
 
-def _check_whole(rendered: Rendered, response: Sequence[Message], opening: str) -> None:
-    """Refuse a rendering that lacks part of an answer, which may begin with the opening; white space may differ."""
+def _check_whole(rendered: Rendered, response: Sequence[Message], header: int) -> None:
+    """Refuse a rendering that lacks part of an answer; white space may differ. The generation prompt, of which the last
+    `header` characters follow the last message, may have opened the thinking block with which the answer begins."""
     answers = [message.content for message in response if message.role == "assistant"]
-    begins = [len(start.removesuffix(opening)) for start in rendered.starts]
+    begins = [max(0, len(start) - header) for start in rendered.starts]
     for answer, begin, end in zip(answers, begins, [*begins[1:], len(rendered.text)], strict=True):
         written = rendered.text[begin:end]
         if answer.strip() not in written and "".join(answer.split()) not in "".join(written.split()):

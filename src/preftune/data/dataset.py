@@ -83,11 +83,21 @@ class Records:
 
 @dataclass(frozen=True)
 class Examples:
-    """The same as token ids."""
+    """The same as token ids.
+
+    Attributes:
+        train: to learn from.
+        held_out: to evaluate on; may be empty.
+        messages: what was left out and what to know about tokenizer and template, one line each.
+        end_ids: tokens that end a response.
+        chat_template: the chat template that was used, if one was.
+    """
 
     train: list[Example]
     held_out: list[Example]
     messages: list[str]
+    end_ids: tuple[int, ...] = ()
+    chat_template: str | None = None
 
 
 def read(
@@ -124,6 +134,31 @@ def read(
         raise PreftuneError(f"the data mixes {' and '.join(sorted(WHAT[kind] for kind in kinds))}: train on one kind")
     messages = [drops.summary() for drops in (unreadable, identical) if drops.dropped]
     return Records(train, other, kinds.pop(), fingerprint([*train, *other]), messages)
+
+
+def _as_records(source: str | Iterable[Any]) -> Iterator[Record] | None:
+    """The source, if it is a list of records already."""
+    if isinstance(source, list) and source and all(isinstance(record, Record) for record in source):
+        return iter(source)
+    return None
+
+
+def render(found: Records, tokenizer: Any, config: DataConfig) -> Examples:
+    """Records -> token ids, by the tokenizer's chat template for conversations.
+
+    Raises:
+        PreftuneError: if nothing is left to train on, or a prompt and its response do not stay apart as tokens.
+    """
+    renderer = Renderer(tokenizer, config.rendering)
+    sides, messages = [], list(found.messages)
+    for name, side in (("training", found.train), ("held-out", found.held_out)):
+        examples, dropped = render_all(side, renderer) if side else ([], [])
+        if dropped:
+            messages.append(f"{name} data: {Drops('drop', dropped).summary()}")
+        sides.append(examples)
+    template = None if renderer.chat is None else renderer.chat.template
+    ends = tuple(sorted(renderer.end_ids))
+    return Examples(sides[0], sides[1], [*messages, *renderer.notes], ends, template)
 
 
 def _as_records(source: str | Iterable[Any]) -> Iterator[Record] | None:

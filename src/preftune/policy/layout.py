@@ -21,7 +21,20 @@ from preftune.objectives.base import Role
 from preftune.policy.policy import Layout, PolicyModule, base_model, logps
 
 TREE_SAFE = frozenset(
-    ["gemma", "gemma2", "gemma3_text", "gpt2", "gpt_neox", "gpt_oss", "llama", "mistral", "phi", "phi3", "qwen2", "qwen3"]
+    [
+        "gemma",
+        "gemma2",
+        "gemma3_text",
+        "gpt2",
+        "gpt_neox",
+        "gpt_oss",
+        "llama",
+        "mistral",
+        "phi",
+        "phi3",
+        "qwen2",
+        "qwen3",
+    ]
 )
 
 # Layer types whose attention is over single tokens in path order; others (linear, chunked, state-space) are not.

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from preftune.errors import PreftuneError
-from preftune.policy.scratch import ScratchConfig
+from preftune.policy.scratch import ScratchConfig, build, model_type_of
 
 Dtype = Literal["auto", "fp32", "bf16", "fp16"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -75,8 +75,6 @@ def load(config: ModelConfig, seed: int, texts: Callable[[], Iterable[str]]) -> 
     check_path(config)
     torch.manual_seed(seed)
     if config.path.startswith(SCRATCH):
-        from preftune.policy.scratch import build
-
         lm, tokenizer = build(config.path.removeprefix(SCRATCH), texts(), config.scratch, seed)
         lm = lm.to(_weights_dtype(config, torch.float32))
     else:
@@ -98,7 +96,10 @@ def check_path(config: ModelConfig) -> None:
         raise PreftuneError(
             f"model.quantize={config.quantize} freezes the weights, so something else must train: add model.lora"
         )
-    if config.path.startswith(SCRATCH) or config.path == BUILT_IN:
+    if config.path.startswith(SCRATCH):
+        model_type_of(config.path)
+        return
+    if config.path == BUILT_IN:
         return
     folder = Path(config.path)
     if not folder.exists():

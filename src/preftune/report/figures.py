@@ -145,8 +145,8 @@ def rewards(history: History) -> Panel | None:
     return _panel(
         "rewards",
         "Rewards",
-        "The implicit reward says how much likelier training made a response; below zero, less likely. What counts is the "
-        "gap between the two.",
+        "The implicit reward says how much likelier training made a response; below zero, less likely. What counts is "
+        "the gap between the two.",
         Cell("implicit reward", traces, level=0.0),
     )
 

@@ -40,6 +40,9 @@ METRICS = {
         "How far the model's own samples lie from the reference model; 0 means unchanged.",
         "nats per response",
     ),
+    "grammatical": Metric(
+        "Grammatical", "Share of sampled responses that keep to the grammar of the built-in world.", "share"
+    ),
     "loss": Metric("Loss", "What training minimises, on held-out data; lower is better."),
     "margin": Metric("Reward margin", "Chosen reward less rejected reward, mean over held-out pairs."),
     "chosen_reward": Metric("Reward of chosen", "Mean implicit reward of the chosen responses."),

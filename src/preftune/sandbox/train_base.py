@@ -1,6 +1,6 @@
 """Trains the tokenizer and the base model of the built-in world: `python -m preftune.sandbox.train_base [FOLDER]`.
 
-Takes about a minute on one CPU core. Without FOLDER it overwrites the copy that is shipped beside this file. On one
+Takes about four minutes on one CPU core. Without FOLDER it overwrites the copy that is shipped beside this file. On one
 machine the result is the same, bit for bit, every time.
 """
 
@@ -55,6 +55,7 @@ def make_model(tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
         num_key_value_heads=2,
         head_dim=16,
         max_position_embeddings=128,
+        initializer_range=0.05,  # with weights this large, fine-tuning at a rate of 1e-3 or 2e-3 leaves grammar whole
         tie_word_embeddings=True,
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
@@ -63,7 +64,7 @@ def make_model(tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
     return Qwen3ForCausalLM(config)
 
 
-def train(steps: int = 1000, batch_size: int = 64, learning_rate: float = 4e-3, seed: int = 0) -> Qwen3ForCausalLM:
+def train(steps: int = 3000, batch_size: int = 64, learning_rate: float = 6e-3, seed: int = 0) -> Qwen3ForCausalLM:
     """Train a base model on fresh reviews of the training prompts; the loss is on the reviews alone."""
     torch.manual_seed(seed)
     rng = random.Random(seed)

@@ -262,7 +262,7 @@ class Trainer:
             found = held_out.evaluate(self.states)
             self._log({"kind": "eval", "step": step, **found})
         if prompts and hasattr(self.policy.lm, "generate"):
-            ends = end_ids(self.tokenizer, self.policy.base)
+            ends = self.examples.end_ids
             sampled = answers(self.policy, self.tokenizer, prompts, self.config.evaluate, ends, self.config.seed)
             self.folder.append_samples({"when": when, "step": step, **one} for one in sampled)
         if self.probe is not None:
@@ -280,13 +280,6 @@ class Trainer:
         saved = sorted((self.folder.path / "checkpoints").iterdir())
         for old in saved[: -self.config.output.keep]:
             shutil.rmtree(old)
-
-
-def end_ids(tokenizer: PreTrainedTokenizerBase, model: nn.Module) -> list[int]:
-    """Tokens that end an answer: the tokenizer's end token and those of the model's generation config."""
-    named = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    ends = [] if named is None else [named] if isinstance(named, int) else list(named)
-    return list(dict.fromkeys([*ends, *([] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id])]))
 
 
 def make_accelerator(config: TrainConfig, trackers: Sequence[str], folder: RunFolder) -> Accelerator:

@@ -153,6 +153,29 @@ def test_a_thinking_block_that_only_one_answer_begins_with_is_no_part_of_the_pro
     assert tokenizer.decode(alone.responses[0].ids).startswith("Let me")
 
 
+def test_a_thinking_block_opened_by_the_prompt_may_begin_the_answer(tokenizer_of):
+    tokenizer = tokenizer_of("qwen3", "byte_level")
+    opens = tokenizer.chat_template.replace(
+        '{{- "<|im_start|>assistant\\n" -}}', '{{- "<|im_start|>assistant\\n<think>\\n" -}}'
+    )
+    assert opens != tokenizer.chat_template
+    thought = (assistant("<think>\nLet me think.\n</think>\n\nYes."),)
+    example = Renderer(tokenizer, RenderingConfig(chat_template=opens)).example(Demonstration("Is it?", thought, WHERE))
+    assert tokenizer.decode(example.prompt).endswith("<|im_start|>assistant\n<think>\n")
+    assert tokenizer.decode(example.responses[0].ids) == "Let me think.\n</think>\n\nYes.<|im_end|>"
+
+
+def test_of_end_tokens_that_stand_together_the_last_is_where_generation_stops(tokenizer_of):
+    tokenizer = tokenizer_of("gpt_oss", "byte_level")
+    turns = (assistant("Yes."), user("Is it?"), assistant("No."))
+    closing = tokenizer.chat_template.replace('"<|return|>" if loop.last else "<|end|>"', '"<|end|><|return|>"')
+    assert closing != tokenizer.chat_template
+    renderer = Renderer(tokenizer, RenderingConfig(chat_template=closing))
+    (response,) = renderer.example(Demonstration("Is it?", turns, WHERE)).responses
+    assert tokenizer.decode(response.ids[response.targets]).count("<|end|><|return|>") == 2
+    assert response.ids[-1] == tokenizer.convert_tokens_to_ids("<|return|>")
+
+
 @pytest.mark.parametrize(
     ("name", "prompt", "response", "reason"),
     [

@@ -9,6 +9,8 @@ from __future__ import annotations
 import ast
 import difflib
 import importlib
+import os
+import sys
 from pathlib import Path
 
 from preftune.data.builders.base import Question, Task, right_over_wrong
@@ -41,10 +43,13 @@ def get(name: str) -> Task:
             hint = f"did you mean {near[0]}?" if near else "or give your own as package.module:Class"
             raise PreftuneError(f"there is no task {name!r}; known: {', '.join(known)}; {hint}")
         module = f"{__name__}.{name}"
+    if os.getcwd() not in sys.path and "" not in sys.path:  # the current folder counts, as it does for a script
+        sys.path.append(os.getcwd())
     try:
         imported = importlib.import_module(module)
-    except ImportError as error:
-        raise PreftuneError(f"task {name!r}: cannot import {module} ({error})") from error
+    except (Exception, SystemExit) as error:  # whatever a user's module does while it is imported
+        problem = " ".join(str(error).split())
+        raise PreftuneError(f"task {name!r}: cannot import {module} ({type(error).__name__}: {problem})") from error
     classes = [
         value
         for key, value in vars(imported).items()

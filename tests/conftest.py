@@ -1,0 +1,8 @@
+"""Makes `tests/miniatures.py` importable from every room of the tests."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
