@@ -53,6 +53,7 @@ class Setting:
 
 
 def main() -> None:
+    """Parse, check that both compute the same loss, time them in turn."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--data", nargs="+", choices=sorted(DATA), default=sorted(DATA))
     parser.add_argument("--pairs", type=int, default=48, help="pairs in one timed pass (a multiple of 8)")

@@ -66,15 +66,42 @@ SIZES = {
 }
 COMPRESSED = {"num_key_value_heads": 4}
 OVERRIDES: dict[str, dict[str, Any]] = {
+    "cohere": {"logit_scale": 0.5},
+    "cohere2": {"logit_scale": 0.5},
+    "cohere2_moe": {"logit_scale": 0.5},
     "dots1": {"n_shared_experts": 1},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]], "window_size": WINDOW},
+    "gemma3n_text": {
+        "num_hidden_layers": 4,
+        "num_kv_shared_layers": 2,
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+        "vocab_size_per_layer_input": VOCABULARY,
+        "hidden_size_per_layer_input": 8,
+        "laurel_rank": 4,
+        "activation_sparsity_pattern": [0.0] * 4,
+    },
+    "gemma4_text": {
+        "num_hidden_layers": 4,
+        "num_kv_shared_layers": 2,
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+        "vocab_size_per_layer_input": VOCABULARY,
+        "hidden_size_per_layer_input": 8,
+    },
+    "gemma4_unified_text": {
+        "num_hidden_layers": 4,
+        "num_kv_shared_layers": 2,
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+    },
+    "longcat_flash": {"ffn_hidden_size": 32, "expert_ffn_hidden_size": 16, "zero_expert_num": 1, "moe_topk": 2},
+    "minicpm3": {"scale_emb": 1.0},
+    "minimax_m3_vl_text": {"index_block_size": 4, "index_topk_blocks": 1, "index_n_heads": 2, "index_head_dim": 8},
     "mamba2": {"num_heads": 8, "head_dim": 8, "chunk_size": 8},
     "modernbert-decoder": {"local_attention": WINDOW},
     "zaya": {"num_experts_per_tok": 1},
 }
 
 
-def build(model_type: str, seed: int = 0, noise: float = 0.3, **overrides: Any) -> PreTrainedModel:
+def build(model_type: str, seed: int = 0, noise: float = 0.25, **overrides: Any) -> PreTrainedModel:
     """A miniature in evaluation mode, float32.
 
     Args:
@@ -95,6 +122,7 @@ def build(model_type: str, seed: int = 0, noise: float = 0.3, **overrides: Any) 
         sizes |= COMPRESSED
         sizes.pop("head_dim", None)
     config = config_class(**(sizes | OVERRIDES.get(model_type, {}) | overrides))
+    config.use_cache = False
     with torch.device("meta"):
         count = sum(p.numel() for p in AutoModelForCausalLM.from_config(config, dtype=torch.float32).parameters())
     if count > LARGEST:

@@ -136,13 +136,6 @@ def read(
     return Records(train, other, kinds.pop(), fingerprint([*train, *other]), messages)
 
 
-def _as_records(source: str | Iterable[Any]) -> Iterator[Record] | None:
-    """The source, if it is a list of records already."""
-    if isinstance(source, list) and source and all(isinstance(record, Record) for record in source):
-        return iter(source)
-    return None
-
-
 def render(found: Records, tokenizer: Any, config: DataConfig) -> Examples:
     """Records -> token ids, by the tokenizer's chat template for conversations.
 
@@ -166,22 +159,3 @@ def _as_records(source: str | Iterable[Any]) -> Iterator[Record] | None:
     if isinstance(source, list) and source and all(isinstance(record, Record) for record in source):
         return iter(source)
     return None
-
-
-def render(found: Records, tokenizer: Any, config: DataConfig) -> Examples:
-    """Records -> token ids, by the tokenizer's chat template for conversations.
-
-    Raises:
-        PreftuneError: if nothing is left to train on, or a prompt and its response do not stay apart as tokens.
-    """
-    renderer = Renderer(tokenizer, config.rendering)
-    sides, messages = [], []
-    for name, side in (("training", found.train), ("held-out", found.held_out)):
-        examples, dropped = render_all(side, renderer)
-        if dropped:
-            summary = Drops("drop", list(dropped)).summary()
-            messages.append(f"{name} data: {summary}")
-        if side and not examples:
-            raise PreftuneError(f"nothing is left of the {name} data: {summary}")
-        sides.append(examples)
-    return Examples(sides[0], sides[1], messages)
