@@ -24,6 +24,8 @@ from preftune.policy.policy import Layout, PolicyModule, logps
 
 VOCABULARY, WINDOW, LAYERS, LARGEST = 64, 8, 2, 2_000_000
 BETA = 0.3
+# What two ways of computing the same may differ by: nats, and gradients as a share of the largest one.
+EXACT = 1e-5
 SIZES = {
     "vocab_size": VOCABULARY,
     "hidden_size": 32,
@@ -231,3 +233,28 @@ def gap(lm: PreTrainedModel, layout: Layout, expected: Plain, examples: Sequence
         float((found.logps_K.detach() - expected.logps_K).abs().max()),
         max(float((ours[name] - g).abs().max()) for name, g in expected.gradients.items()) / scale,
     )
+
+
+def verdict(model_type: str) -> tuple[str, str]:
+    """Whether prompt trees are exact for a type: "exact", "inexact", "refused" or "unbuilt", and the figures or why.
+
+    Where float32 rounds too much to tell (norms of small vectors, large logits), float64 decides.
+    """
+    for dtype in (torch.float32, torch.float64):
+        try:
+            lm = build(model_type).to(dtype)
+            expected = plain(lm, pairs())
+        except Exception as error:  # each family fails in its own way when it does not come in these sizes
+            return "unbuilt", _brief(error)
+        try:
+            found = gap(lm, "tree", expected, pairs())
+        except Exception as error:
+            return "refused", _brief(error)
+        reason = f"values {found.values:.1e}, gradients {found.gradients:.1e}, {str(dtype).removeprefix('torch.')}"
+        if max(found.values, found.gradients) <= EXACT:
+            return "exact", reason
+    return "inexact", reason
+
+
+def _brief(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"

@@ -46,7 +46,8 @@ def test_every_line_of_a_recipe_with_a_value_has_a_comment() -> None:
     for path in RECIPES:
         for line in path.read_text().splitlines():
             key, _, value = line.partition(":")
-            assert line.startswith("#") or not key.strip() or not value.strip() or "#" in value, f"{path.name}: {line}"
+            opens_a_block = not value.strip()
+            assert line.startswith("#") or opens_a_block or "#" in value, f"{path.name}: {line}"
 
 
 def test_the_qlora_recipe_is_what_its_name_says() -> None:
@@ -78,7 +79,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for colour in colours
     ]
     (path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    sizes = ScratchConfig(vocab_size=280, hidden_size=32, layers=2, heads=2, context=64)
+    sizes = ScratchConfig(vocab_size=280, hidden_size=64, layers=2, heads=2, context=64)  # 4-bit blocks hold 64
     model, tokenizer = build("llama", (text for row in rows for text in row.values()), sizes, seed=0)
     model.save_pretrained(path / "model")
     tokenizer.save_pretrained(path / "model")
@@ -130,7 +131,8 @@ def test_a_4_bit_base_without_bitsandbytes_is_refused_in_one_sentence(cli: Cli, 
     done = cli("train", str(EXAMPLES / "ipo-qlora.yaml"), "--out", str(tmp_path / "run"), *words)
     assert done.returncode == 2
     assert "model.quantize=4bit needs bitsandbytes" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_dpo_recipe_runs_as_it_lies(cli: Cli, tmp_path: Path) -> None:

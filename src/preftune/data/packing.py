@@ -25,6 +25,7 @@ class Tree:
         parent: index of each segment's parent; -1 for a root. A parent stands before its children.
         consumed: how often attention has used these segments; each attention layer adds one per forward.
         masks: attention masks by shape, filled by the attention and shared by the layers.
+        sequences: the segments in flash attention's form by device, likewise.
     """
 
     start: tuple[int, ...]
@@ -32,6 +33,7 @@ class Tree:
     parent: tuple[int, ...]
     consumed: int = 0
     masks: dict[tuple[object, ...], Tensor] = field(default_factory=dict)
+    sequences: dict[torch.device, object] = field(default_factory=dict)
 
     def ancestors(self, segment: int) -> list[int]:
         """Ancestors of a segment, the root first."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from preftune.errors import PreftuneError
 from preftune.policy.scratch import ScratchConfig, build, model_type_of
+from preftune.quiet import without_progress_bars
 
 Dtype = Literal["auto", "fp32", "bf16", "fp16"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -80,9 +83,12 @@ def load(config: ModelConfig, seed: int, texts: Callable[[], Iterable[str]]) -> 
     else:
         path = str(built_in_folder()) if config.path == BUILT_IN else config.path
         tokenizer = _tokenizer(config, config.tokenizer or path)
-        lm = _pretrained(config, path)
+        with without_progress_bars():
+            lm = _pretrained(config, path)
     if config.gradient_checkpointing:
-        lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        # transformers 5.23 renamed the method and warns under the old name; the argument is the same
+        enable = getattr(lm, "activation_checkpointing_enable", None) or lm.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
     return Loaded(adapt(lm, config, seed), tokenizer)
 
 
@@ -95,6 +101,11 @@ def check_path(config: ModelConfig) -> None:
     if config.quantize != "none" and config.lora is None:
         raise PreftuneError(
             f"model.quantize={config.quantize} freezes the weights, so something else must train: add model.lora"
+        )
+    if config.quantize != "none" and importlib.util.find_spec("bitsandbytes") is None:
+        raise PreftuneError(
+            f"model.quantize={config.quantize} needs bitsandbytes: pip install 'preftune[quant]', "
+            "or set model.quantize=none"
         )
     if config.path.startswith(SCRATCH):
         model_type_of(config.path)
@@ -132,8 +143,10 @@ def adapt(lm: nn.Module, config: ModelConfig, seed: int) -> nn.Module:
     import peft
 
     if config.quantize != "none":
-        lm = peft.prepare_model_for_kbit_training(lm, use_gradient_checkpointing=config.gradient_checkpointing)
-    elif config.gradient_checkpointing:
+        # checkpointing is on already; here it would be switched to the reentrant kind
+        lm = peft.prepare_model_for_kbit_training(lm, use_gradient_checkpointing=False)
+        _keep_gradients(lm)
+    if config.gradient_checkpointing:
         lm.enable_input_require_grads()  # type: ignore[operator]
     lora = peft.LoraConfig(
         r=config.lora.r,
@@ -145,9 +158,24 @@ def adapt(lm: nn.Module, config: ModelConfig, seed: int) -> nn.Module:
     )
     torch.manual_seed(seed)
     try:
-        return peft.get_peft_model(lm, lora)
+        with warnings.catch_warnings():  # peft reads a property that transformers 5.23 has renamed
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+            return peft.get_peft_model(lm, lora)
     except ValueError as error:
         raise PreftuneError(f"model.lora.targets={config.lora.targets} does not fit this model: {error}") from error
+
+
+def _keep_gradients(lm: nn.Module) -> None:
+    """Keep 4-bit layers differentiable on CPUs with AVX512-BF16.
+
+    There, bitsandbytes (0.50) packs the weights for inference in the first forward in evaluation mode, and forwards
+    through packed weights have no gradient ever after: layers below would learn nothing, without an error.
+    """
+    from bitsandbytes.nn import Linear4bit
+
+    for module in lm.modules():
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False
 
 
 def _pretrained(config: ModelConfig, path: str) -> nn.Module:
@@ -188,13 +216,6 @@ def _weights_dtype(config: ModelConfig, stored: Any) -> Any:
 
 
 def _quantization(config: ModelConfig) -> Any:
-    import importlib.util
-
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise PreftuneError(
-            f"model.quantize={config.quantize} needs bitsandbytes: pip install 'preftune[quant]', "
-            "or set model.quantize=none"
-        )
     from transformers import BitsAndBytesConfig
 
     compute = torch.bfloat16 if config.dtype == "auto" else DTYPES[config.dtype]

@@ -20,6 +20,7 @@ from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
 from preftune.data.packing import Tree
+from preftune.policy.varlen import fits, varlen_attention
 
 NAME = "preftune_tree"
 
@@ -70,12 +71,14 @@ def tree_attention(
     tree.consumed += 1
     query_1HTD, key_1GTD = query_1HTD.to(value_1GTD.dtype), key_1GTD.to(value_1GTD.dtype)
     scaling = 1 / math.sqrt(query_1HTD.shape[-1]) if scaling is None else scaling
+    plain = softcap is None and s_aux is None
+    if plain and fits(query_1HTD, dropout):
+        return varlen_attention(query_1HTD, key_1GTD, value_1GTD, tree, scaling, sliding_window), None
     groups = query_1HTD.shape[1] // key_1GTD.shape[1]
     if groups > 1:
         key_1GTD, value_1GTD = (x.repeat_interleave(groups, dim=1) for x in (key_1GTD, value_1GTD))
     # split, not slices: the backward of split concatenates, that of a slice fills a zero tensor of the whole row
     queries, keys, values = (x.split(tree.length, dim=2) for x in (query_1HTD, key_1GTD, value_1GTD))
-    plain = softcap is None and s_aux is None
     outputs = []
     for segment, query in enumerate(queries):
         path = [*tree.ancestors(segment), segment]

@@ -17,6 +17,7 @@ import numpy as np
 
 from preftune.data.records import Preference, Where
 from preftune.errors import PreftuneError
+from preftune.quiet import without_progress_bars
 from preftune.sandbox.world import MAX_RESPONSE_TOKENS, PARTS, components, grammatical, prompts, true_reward
 
 if TYPE_CHECKING:
@@ -32,15 +33,9 @@ _BATCH = 1024  # of a model this small; larger batches gain nothing
 def base_model() -> PreTrainedModel:
     """A fresh copy of the base model, in fp32 and evaluation mode."""
     from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
 
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()  # it loads in no time
-    try:
+    with without_progress_bars():  # it loads in no time
         return AutoModelForCausalLM.from_pretrained(BASE).eval()
-    finally:
-        if shown:
-            logging.enable_progress_bar()
 
 
 def base_tokenizer() -> PreTrainedTokenizerFast:

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from preftune.quiet import without_progress_bars
 from preftune.training.run_folder import RunFolder
 
 CARD = """---
@@ -61,7 +62,8 @@ def save(
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     if isinstance(lm, PreTrainedModel) or hasattr(lm, "peft_config"):
-        lm.save_pretrained(temporary, state_dict=dict(state))  # type: ignore[operator]
+        with without_progress_bars():
+            lm.save_pretrained(temporary, state_dict=dict(state))  # type: ignore[operator]
     else:
         from safetensors.torch import save_file
 
