@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 from safetensors.torch import load_file
+from torch import Tensor
 
 from preftune import yaml_tree
 from preftune.config import RunConfig
@@ -45,7 +46,7 @@ def test_every_recipe_is_a_config(path: Path) -> None:
 def test_every_line_of_a_recipe_with_a_value_has_a_comment() -> None:
     for path in RECIPES:
         for line in path.read_text().splitlines():
-            key, _, value = line.partition(":")
+            value = line.partition(":")[2]
             opens_a_block = not value.strip()
             assert line.startswith("#") or opens_a_block or "#" in value, f"{path.name}: {line}"
 
@@ -95,6 +96,11 @@ def train_in_miniature(cli: Cli, tiny: Path, out: Path, *overrides: str) -> dict
     return json.loads((out / "summary.json").read_text())
 
 
+def every_adapter_has_learned(weights: dict[str, Tensor]) -> bool:
+    """True if gradients reached every layer: B starts at zero."""
+    return all(bool(weight.any()) for name, weight in weights.items() if "lora_B" in name)
+
+
 def test_the_qlora_recipe_trains_in_miniature(cli: Cli, tiny: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     summary = train_in_miniature(cli, tiny, out, "model.quantize=none")
@@ -110,6 +116,7 @@ def test_the_qlora_recipe_trains_in_miniature(cli: Cli, tiny: Path, tmp_path: Pa
         trained = {name.split(".lora_")[0].rpartition(".")[2] for name in weights}
         assert trained == PROJECTIONS
         assert len(weights) == 2 * 2 * len(PROJECTIONS)  # A and B, two layers
+        assert every_adapter_has_learned(weights)
     adapter = json.loads((out / "model" / "adapter_config.json").read_text())
     assert (adapter["r"], adapter["lora_alpha"], adapter["lora_dropout"], adapter["bias"]) == (16, 16, 0.0, "none")
     steps = [line["step"] for line in lines_of(out / "metrics.jsonl") if line["kind"] == "eval"]
@@ -120,9 +127,11 @@ def test_the_qlora_recipe_trains_in_miniature(cli: Cli, tiny: Path, tmp_path: Pa
 
 @pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
 def test_the_qlora_recipe_trains_on_a_4_bit_base(cli: Cli, tiny: Path, tmp_path: Path) -> None:
-    summary = train_in_miniature(cli, tiny, tmp_path / "run")
+    out = tmp_path / "run"
+    summary = train_in_miniature(cli, tiny, out)
     assert summary["before"]["preference_accuracy"] == 0.5
     assert summary["after"]["loss"] < 24
+    assert every_adapter_has_learned(load_file(out / "model" / "adapter_model.safetensors"))
 
 
 @pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is not None, reason="bitsandbytes is installed")

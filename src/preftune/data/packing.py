@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from preftune.data.examples import Example
+from preftune.data.examples import Example, Response
 
 
 @dataclass
@@ -66,7 +66,7 @@ class PackedBatch:
         weight_E: weight in the loss.
         confidence_E: probability that chosen is better.
         gap_E: rated difference; NaN where there is none.
-        token: further values per target, each of shape K.
+        token: further values per target, each of shape K; NaN where a response has none.
     """
 
     ids_T: Tensor
@@ -182,6 +182,9 @@ def _batch(
     def floats(values: object) -> Tensor:
         return torch.as_tensor(np.asarray(values, dtype=np.float32))
 
+    def values(response: Response, name: str) -> np.ndarray:
+        return response.token.get(name, np.full(response.length, np.nan, dtype=np.float32))
+
     return PackedBatch(
         ids_T=ints(ids),
         position_T=ints(positions),
@@ -198,7 +201,7 @@ def _batch(
         weight_E=floats([example.weight for example in examples]),
         confidence_E=floats([example.confidence for example in examples]),
         gap_E=floats([example.gap for example in examples]),
-        token={name: floats(np.concatenate([response.token[name] for response in responses])) for name in names},
+        token={name: floats(np.concatenate([values(r, name) for r in responses])) for name in names},
         tree=tree,
         row_length=row_length,
         real_tokens=int(attended.sum()),

@@ -1,12 +1,14 @@
 """Whether prompt trees are exact for a model: a table of architectures, reasons against, a comparison before step 1.
 
 transformers' attention interface swallows keyword arguments that a model does not know, so a model outside the table
-could be silently wrong on trees. The table is held by `tests/invariant/test_tree_safe.py`, which runs every entry in
-miniature (float32, windows of 8 tokens) against separate forwards.
+could be silently wrong on trees. The table holds those that are exact in miniature, with windows of 8 tokens, against
+one plain forward per response: `scripts/tree_safe.py` tries every type of the installed transformers, and the tests run
+every entry.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,20 +23,15 @@ from preftune.objectives.base import Role
 from preftune.policy.policy import Layout, PolicyModule, base_model, logps
 
 TREE_SAFE = frozenset(
-    [
-        "gemma",
-        "gemma2",
-        "gemma3_text",
-        "gpt2",
-        "gpt_neox",
-        "gpt_oss",
-        "llama",
-        "mistral",
-        "phi",
-        "phi3",
-        "qwen2",
-        "qwen3",
-    ]
+    """
+    afmoe apertus arcee aria_text axk1 beam biogpt bitnet cohere cohere2 cohere2_moe ctrl cwm deepseek_v2
+    deepseek_v3 diffllama dots1 ernie4_5 ernie4_5_moe exaone4 exaone_moe flex_olmo flint gemma gemma2 gemma3_text
+    gemma3n_text gemma4_text gemma4_unified_text glm glm4 glm4_moe glm4_moe_lite gpt2 gpt_bigcode gpt_neox gpt_oss
+    granite granite_swa granitemoe granitemoe_swa granitemoeshared helium hrm_text hunyuan_v1_dense hunyuan_v1_moe
+    hy_v3 hyperclovax internlm3 iquestcoder jais2 jetmoe kolibri1 laguna llama mellum mimo_v2_flash minicpm3
+    minimax_m2 ministral ministral3 mistral mixtral modernbert-decoder nanochat olmo olmo2 olmo3 olmoe opt persimmon
+    phi phi3 qwen2 qwen3 qwen3_moe seed_oss smollm3 solar_open starcoder2 vaultgemma youtu
+    """.split()
 )
 
 # Layer types whose attention is over single tokens in path order; others (linear, chunked, state-space) are not.
@@ -60,28 +57,43 @@ def choose_layout(lm: nn.Module) -> tuple[Layout, str]:
 
 def original_context(lm: nn.Module) -> int | None:
     """Tokens beyond which RoPE changes with the length of the forward; None if it never does."""
-    config = getattr(base_model(lm), "config", None)
-    rope: Any = getattr(config, "rope_parameters", None) or {}
-    if rope.get("rope_type") not in LENGTH_DEPENDENT_ROPE:
+    model = base_model(lm)
+    if not isinstance(model, PreTrainedModel):
         return None
-    return rope.get("original_max_position_embeddings") or getattr(config, "max_position_embeddings", None)
+    config = model.config.get_text_config()
+    rope: dict[str, Any] = getattr(config, "rope_parameters", None) or {}
+    # one set of parameters, or one for each layer type
+    every = [rope] if "rope_type" in rope else [part for part in rope.values() if isinstance(part, dict)]
+    limits = [
+        part.get("original_max_position_embeddings") or config.max_position_embeddings
+        for part in every
+        if part.get("rope_type") in LENGTH_DEPENDENT_ROPE
+    ]
+    return min(limits, default=None)
 
 
 def tree_error(policy: PolicyModule) -> float:
-    """Largest difference in nats between tree and padded log-probs on two pairs that cross any window.
+    """Largest difference in nats between tree and padded log-probs on two pairs that cross any window; infinite if the
+    model refuses trees.
 
     The policy's layout and mode are left as they were.
     """
     model: Any = policy.base
     config = model.config.get_text_config()
-    examples = _probe(config.vocab_size, getattr(config, "sliding_window", None), config.max_position_embeddings)
+    window, context = (getattr(config, name, None) for name in ("sliding_window", "max_position_embeddings"))
+    examples = _probe(config.vocab_size, window, context)
     layout, training = policy.layout, policy.training
     device = next(policy.parameters()).device
     policy.eval()
     try:
         with torch.no_grad():
             policy.use_layout("tree")
-            tree_K = logps(policy, pack(examples).to(device)).logps_K
+            try:
+                tree_K = logps(policy, pack(examples).to(device)).logps_K
+            except torch.OutOfMemoryError:
+                raise
+            except (RuntimeError, TypeError, ValueError):  # what trees cannot honour is refused where it is met
+                return math.inf
             policy.use_layout("padded")
             # one row at a time: padding itself is not on trial
             single = [Example(e.prompt, (r,)) for e in examples for r in e.responses]
