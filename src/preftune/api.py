@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from accelerate.tracking import get_available_trackers
 from torch import nn
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from preftune import yaml_tree
 from preftune.config import RunConfig
@@ -16,6 +18,7 @@ from preftune.data import dataset
 from preftune.errors import PreftuneError
 from preftune.objectives import registry
 from preftune.policy import loading
+from preftune.policy.policy import base_model
 from preftune.report.html import write as write_report
 from preftune.run import Run
 from preftune.training.run_folder import RunFolder
@@ -26,9 +29,9 @@ Probe = Callable[[nn.Module], Mapping[str, Any]]
 
 
 def train(
-    model: str | nn.Module,
-    data: str | Iterable[Any],
-    objective: Any = "dpo",
+    model: str | Path | nn.Module,
+    data: str | Path | Iterable[Any],
+    objective: Any = None,
     *,
     held_out: Iterable[Any] | None = None,
     tokenizer: str | PreTrainedTokenizerBase | None = None,
@@ -45,14 +48,16 @@ def train(
         model: folder, hub id, "sandbox", "scratch:<type>", a loaded model (trained in place), or any module whose
             `forward(input_ids)` returns `.logits`.
         data: file, folder, hub id, "sandbox", rows (dicts) of any known layout, or records.
-        objective: name, mapping (`{"name": "ipo", "tau": 0.1}`), objective, or a list of those with weights.
-        held_out: rows or records to evaluate on; otherwise `data={"held_out": 0.1}` of the data are set apart.
+        objective: name, mapping (`{"name": "ipo", "tau": 0.1}`), objective, or a list of those with weights; the
+            config's if not given, which is "dpo" by default.
+        held_out: rows or records to evaluate on; otherwise the config's `data.held_out` (a tenth) is set apart.
         tokenizer: needed with a loaded model; otherwise the model's own.
         output: run folder; default runs/<objective>-<time>.
         overwrite: replace a run folder that is already there.
         probe: called with the language model before and after training; its values join the summary.
         quiet: no progress bar.
-        config: a YAML file, or a mapping of the same form; what is given here as an argument goes before it.
+        config: a YAML file, or a mapping of the same form: `{"model": {"lora": {}}}`; what is given here as an
+            argument goes before it.
         settings: blocks of the config, as in YAML: `optim={"learning_rate": 1e-5}`, `batch={"size": 64}`, `seed=1`.
 
     Returns:
@@ -61,28 +66,31 @@ def train(
     Raises:
         PreftuneError: for anything that a user can mend: config, data, model, reference.
     """
+    if not isinstance(model, str | Path | nn.Module):
+        raise PreftuneError(f"model is of type {type(model).__name__}, expected a folder, a hub id or a module")
     blocks = _blocks(config, settings)
-    name = model if isinstance(model, str) else getattr(model, "name_or_path", "") or type(model).__name__
-    blocks["model"]["path"] = name
+    given = model if isinstance(model, nn.Module) else None
+    blocks["model"]["path"] = (
+        str(model) if given is None else getattr(model, "name_or_path", "") or type(model).__name__
+    )
     if isinstance(tokenizer, str):
         blocks["model"]["tokenizer"] = tokenizer
-    if isinstance(data, str):
-        blocks["data"]["path"] = data
+    if isinstance(data, str | Path):
+        blocks["data"]["path"] = str(data)
     if output is not None:
         blocks["output"]["path"] = str(output)
     if overwrite:
         blocks["output"]["overwrite"] = True
-    terms = registry.terms(objective)
-    blocks["objective"] = registry.spec_of(terms)
+    if objective is not None:
+        blocks["objective"] = registry.spec_of(registry.terms(objective))
     resolved = yaml_tree.load(RunConfig, None, [], base=blocks, tagged=("objective",))
-    given = None if isinstance(model, str) else model
     return run(
         resolved,
         rows=data,
         held_out=held_out,
         model=given,
         tokenizer=tokenizer,
-        terms=terms,
+        terms=None if objective is None else registry.terms(objective),
         probe=probe,
         show=not quiet,
     )
@@ -91,7 +99,7 @@ def train(
 def run(
     config: RunConfig,
     *,
-    rows: str | Iterable[Any] | None = None,
+    rows: str | Path | Iterable[Any] | None = None,
     held_out: Iterable[Any] | None = None,
     model: nn.Module | None = None,
     tokenizer: str | PreTrainedTokenizerBase | None = None,
@@ -101,41 +109,63 @@ def run(
 ) -> Run:
     """Carry out a resolved config. See `train`."""
     terms = terms or registry.terms(config.objective)
-    source = config.data.path if rows is None else rows
+    source = config.data.path if rows is None else str(rows) if isinstance(rows, Path) else rows
     if source is None:
         raise PreftuneError("data.path is missing: name a file, a folder, a hub id, or 'sandbox'")
-    if model is None:
-        loading.check_path(config.model)
-    if config.reference.path is not None:
-        loading.check_path(config.model.model_copy(update={"path": config.reference.path}))
+    output = _output(config, terms)
+    _check(config, terms, output, loaded=model is not None)
     records = dataset.read(config.data, source, config.seed, held_out)
     _check_kind(terms, records.kind)
-    folder = RunFolder.create(_output(config, terms), config.output.overwrite)
-    resolved = config.model_copy(update={"objective": registry.spec_of(terms)})
-    resolved.output.path = str(folder.path)
-    folder.write_config(yaml_tree.dump(resolved))
     loaded = _load(config, model, tokenizer, records)
-    examples = dataset.render(records, loaded.tokenizer, config.data)
-    if examples.chat_template is not None:
-        loaded.tokenizer.chat_template = examples.chat_template  # saved with the model: it was trained in this form
-    trainer = Trainer(loaded.lm, loaded.tokenizer, examples, terms, config, folder, probe, show)
-    folder.write_manifest(
-        seed=config.seed,
-        data_sha256=records.fingerprint,
-        records={"train": len(examples.train), "held_out": len(examples.held_out)},
-        device=str(trainer.accelerator.device),
-        processes=trainer.accelerator.num_processes,
-    )
-    try:
+    examples = _render(records, loaded, config)
+    with _own_attention(loaded.lm):
+        folder = RunFolder.create(output, config.output.overwrite)
+        try:
+            trainer = Trainer(loaded.lm, loaded.tokenizer, examples, terms, config, folder, probe, show)
+        except BaseException:
+            folder.discard()  # nothing was trained: leave no folder in the way of the next attempt
+            raise
+        resolved = config.model_copy(update={"objective": registry.spec_of(terms)})
+        resolved.output.path = str(folder.path)
+        folder.write_config(yaml_tree.dump(resolved))
+        folder.write_manifest(
+            seed=config.seed,
+            data_sha256=records.fingerprint,
+            records={"train": len(examples.train), "held_out": len(examples.held_out)},
+            device=str(trainer.accelerator.device),
+            processes=trainer.accelerator.num_processes,
+        )
         summary = trainer.fit()
-    finally:
-        trainer.policy.use_layout("padded")  # give the model back with the attention it came with
-    target = folder.path / "model"
-    card = model_card(summary, config.model.path, target, _version())
-    save(folder, "model", trainer.policy.lm, loaded.tokenizer, trainer.state(), card)
+    lm = trainer.policy.lm.eval()
+    card = model_card(summary, config.model.path, lm, folder.path / "model", _version())
+    save(folder, "model", lm, loaded.tokenizer, trainer.state(), card)
     folder.write_summary(summary)
     write_report(folder.path)
-    return Run(folder.path, trainer.policy.lm, loaded.tokenizer)
+    return Run(folder.path, lm, loaded.tokenizer)
+
+
+def _check(config: RunConfig, terms: tuple[registry.Term, ...], output: Path, loaded: bool) -> None:
+    """Refuse what shows to be wrong before data and model are read."""
+    loading.check_keys(config.model, loaded)
+    if not loaded:
+        loading.check_path(config.model)
+    if config.reference != type(config.reference)() and not registry.needs_reference(terms):
+        names = "+".join(term.name for term in terms)
+        raise PreftuneError(f"objective {names} compares with no reference, but one is described: leave reference out")
+    if config.reference.path is not None:
+        loading.check_path(config.model.model_copy(update={"path": config.reference.path}))
+    available = [str(name) for name in get_available_trackers()]
+    for name in config.output.trackers:
+        if name not in available:
+            raise PreftuneError(
+                f"output.trackers names {name}, which is not installed; installed: {', '.join(available) or 'none'}"
+            )
+    RunFolder.check(output, config.output.overwrite)
+    for key, path in (("model", config.model.path), ("data", config.data.path), ("reference", config.reference.path)):
+        if path is not None and Path(path).exists() and Path(path).resolve().is_relative_to(output.resolve()):
+            raise PreftuneError(
+                f"output.path {output} would be overwritten, but it holds {key}.path: name another folder"
+            )
 
 
 def _blocks(config: str | Path | Mapping[str, Any] | None, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -159,6 +189,39 @@ def _check_kind(terms: tuple[registry.Term, ...], kind: str) -> None:
         )
 
 
+def _render(records: dataset.Records, loaded: loading.Loaded, config: RunConfig) -> dataset.Examples:
+    """Token ids that the model can read."""
+    data, longest = config.data, loading.positions(loaded.lm)
+    if longest is not None and longest < (data.rendering.max_length or longest + 1):
+        data = data.model_copy(update={"rendering": data.rendering.model_copy(update={"max_length": longest})})
+    examples = dataset.render(records, loaded.tokenizer, data)
+    if examples.chat_template is not None:
+        loaded.tokenizer.chat_template = examples.chat_template  # saved with the model: it was trained in this form
+    known = loading.vocabulary(loaded.lm)
+    largest = max(
+        int(max(e.prompt.max(initial=0), *(r.ids.max() for r in e.responses)))
+        for e in (*examples.train, *examples.held_out)
+    )
+    if known is not None and largest >= known:
+        raise PreftuneError(
+            f"the tokenizer gives token {largest}, but the model knows tokens 0 to {known - 1}: they do not belong "
+            "together, check model.tokenizer"
+        )
+    return examples
+
+
+@contextmanager
+def _own_attention(lm: nn.Module) -> Iterator[None]:
+    """Give the model back with the attention it came with, whatever happens meanwhile."""
+    model = base_model(lm)
+    own = model.config._attn_implementation if isinstance(model, PreTrainedModel) else None
+    try:
+        yield
+    finally:
+        if isinstance(model, PreTrainedModel) and model.config._attn_implementation != own:
+            model.set_attn_implementation(own)
+
+
 def _load(
     config: RunConfig,
     model: nn.Module | None,
@@ -174,7 +237,7 @@ def _load(
             "a loaded model comes without its tokenizer: give tokenizer= (a tokenizer, folder or hub id)"
         )
     if isinstance(tokenizer, str):
-        tokenizer = AutoTokenizer.from_pretrained(tokenizer)
+        tokenizer = loading.read_tokenizer(tokenizer)
     return loading.Loaded(loading.adapt(model, config.model, config.seed), tokenizer)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -71,7 +72,10 @@ def init(
 
     if path.exists():
         raise PreftuneError(f"{path} exists already: name another file")
-    path.write_text(yaml_tree.commented(RunConfig), encoding="utf-8")
+    try:
+        path.write_text(yaml_tree.commented(RunConfig), encoding="utf-8")
+    except OSError as error:
+        raise PreftuneError(f"cannot write {path} ({error.strerror}): name a file in a folder that exists") from None
     typer.echo(f"wrote {path}: set model.path and data.path, then run: preftune train {path}")
 
 
@@ -158,12 +162,15 @@ def _train(
     from preftune import yaml_tree
     from preftune.errors import PreftuneError
 
-    file, overrides = _split(words or [])
+    file, rest = _split(words or [])
     given: dict[str, Any] = {"model.path": model, "data.path": data, "objective.name": objective, "output.path": out}
-    overrides = [f"{key}={value}" for key, value in given.items() if value is not None] + overrides
-    if lora:
-        overrides.append("model.lora={}")
-    if file is None and model is None and data is None:
+    # quoted: a folder may be called 2024 or true
+    overrides = [f"{key}={json.dumps(str(value))}" for key, value in given.items() if value is not None]
+    if lora and not _names_adapters(file):
+        overrides.append("model.lora={}")  # before the user's own words, which may set its fields
+    overrides += rest
+    named = {word.partition("=")[0] for word in overrides}
+    if file is None and not {"model.path", "data.path"} <= named:
         raise PreftuneError("nothing to train: give --model and --data, or a config file (preftune init writes one)")
 
     from preftune.api import run
@@ -182,6 +189,14 @@ def _split(words: list[str]) -> tuple[Path | None, list[str]]:
     if len(files) > 1:
         raise PreftuneError(f"one config file at a time, got {' and '.join(files)} (overrides are KEY=VALUE)")
     return (Path(files[0]) if files else None), [word for word in words if "=" in word]
+
+
+def _names_adapters(file: Path | None) -> bool:
+    """True if the config file describes LoRA adapters, which --lora then leaves as they are."""
+    from preftune import yaml_tree
+
+    model = yaml_tree.read(file).get("model") if file is not None else None
+    return isinstance(model, dict) and model.get("lora") is not None
 
 
 def main() -> None:

@@ -20,7 +20,7 @@ class TrainConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    epochs: float = Field(1.0, gt=0, description="passes over the training data")
+    epochs: float = Field(1.0, gt=0, allow_inf_nan=False, description="passes over the training data")
     max_steps: int | None = Field(None, ge=1, description="optimiser steps, instead of epochs")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="of the computation; auto: bf16 on CUDA devices that have it, else fp32"

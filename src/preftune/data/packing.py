@@ -159,6 +159,44 @@ def pad(examples: Sequence[Example], pad_id: int = 0) -> PackedBatch:
     return _batch(examples, ids.ravel(), positions, attended.ravel(), sources, last, None, row_length)
 
 
+@dataclass(frozen=True)
+class Joined:
+    """What objectives read of several batches, as if they were one; fields as in `PackedBatch`."""
+
+    response_K: Tensor
+    example_R: Tensor
+    role_R: Tensor
+    score_R: Tensor
+    length_R: Tensor
+    weight_E: Tensor
+    confidence_E: Tensor
+    gap_E: Tensor
+    token: Mapping[str, Tensor]
+
+
+def join(batches: Sequence[PackedBatch]) -> PackedBatch | Joined:
+    """Several batches as objectives see one: responses and examples are counted on from batch to batch."""
+    if len(batches) == 1:
+        return batches[0]
+    responses = np.cumsum([0, *(len(batch.length_R) for batch in batches)])
+    examples = np.cumsum([0, *(batch.examples for batch in batches)])
+
+    def cat(name: str) -> Tensor:
+        return torch.cat([getattr(batch, name) for batch in batches])
+
+    return Joined(
+        response_K=torch.cat([batch.response_K + int(n) for batch, n in zip(batches, responses, strict=False)]),
+        example_R=torch.cat([batch.example_R + int(n) for batch, n in zip(batches, examples, strict=False)]),
+        role_R=cat("role_R"),
+        score_R=cat("score_R"),
+        length_R=cat("length_R"),
+        weight_E=cat("weight_E"),
+        confidence_E=cat("confidence_E"),
+        gap_E=cat("gap_E"),
+        token={name: torch.cat([batch.token[name] for batch in batches]) for name in batches[0].token},
+    )
+
+
 def _batch(
     examples: Sequence[Example],
     ids: np.ndarray,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from enum import IntEnum
 from typing import Any, ClassVar, Literal, Protocol, final
@@ -83,6 +83,16 @@ class LogProbs:
     log_sum_p2_K: Tensor | None = None
     entropy_K: Tensor | None = None
 
+    @classmethod
+    def join(cls, parts: Sequence[LogProbs]) -> LogProbs:
+        """Log-probs of several batches as those of one."""
+
+        def cat(name: str) -> Tensor | None:
+            values = [getattr(part, name) for part in parts]
+            return None if values[0] is None else torch.cat(values)
+
+        return parts[0] if len(parts) == 1 else cls(**{f.name: cat(f.name) for f in fields(cls)})  # type: ignore[arg-type]
+
     def sums_R(self, batch: Batch) -> Tensor:
         """Log-probability of each whole response, in nats, shape R. Summed in float32 or better."""
         sums_R = torch.zeros(len(batch.length_R), dtype=self.logps_K.dtype, device=self.logps_K.device)
@@ -113,7 +123,8 @@ class Objective(ABC):
         reference: True if it compares the policy with a reference model.
         data: "pairs", "labels" (unpaired, judged responses) or "demonstrations".
         needs: names of the optional `LogProbs` fields that it reads.
-        couples: True if an example's loss depends on other examples of the optimiser batch.
+        couples: True if an example's loss depends on other examples of the optimiser batch, or on a state. Such an
+            objective always sees the whole optimiser batch at once.
         learning_rate: peak learning rate to start from when all weights of a model of 1B parameters train.
         lora_learning_rate: the same when LoRA adapters train.
     """

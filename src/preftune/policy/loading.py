@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,11 +13,22 @@ from typing import Any, Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, RopeParameters
 
 from preftune.errors import PreftuneError
+from preftune.policy.policy import base_model
 from preftune.policy.scratch import ScratchConfig, build, model_type_of
 from preftune.quiet import without_progress_bars
+from preftune.yaml_tree import nearest
 
 Dtype = Literal["auto", "fp32", "bf16", "fp16"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -82,13 +94,10 @@ def load(config: ModelConfig, seed: int, texts: Callable[[], Iterable[str]]) -> 
         lm = lm.to(_weights_dtype(config, torch.float32))
     else:
         path = str(built_in_folder()) if config.path == BUILT_IN else config.path
-        tokenizer = _tokenizer(config, config.tokenizer or path)
+        settings = _settings(config, path)
+        tokenizer = _tokenizer(config, path)
         with without_progress_bars():
-            lm = _pretrained(config, path)
-    if config.gradient_checkpointing:
-        # transformers 5.23 renamed the method and warns under the old name; the argument is the same
-        enable = getattr(lm, "activation_checkpointing_enable", None) or lm.gradient_checkpointing_enable
-        enable({"use_reentrant": False})
+            lm = _pretrained(config, path, settings)
     return Loaded(adapt(lm, config, seed), tokenizer)
 
 
@@ -114,19 +123,82 @@ def check_path(config: ModelConfig) -> None:
         return
     folder = Path(config.path)
     if not folder.exists():
-        if config.path.startswith((".", "/", "~")) or config.path.count("/") > 1:
+        inside_a_folder = "/" in config.path and folder.parent.is_dir()
+        if inside_a_folder or config.path.startswith((".", "/", "~")) or config.path.count("/") > 1:
             raise PreftuneError(f"model folder {config.path} does not exist")
         return
+    if (folder / "adapter_config.json").is_file():
+        raise PreftuneError(
+            f"model folder {config.path} holds an adapter, expected a whole model: merge it into its base first "
+            "(merge_and_unload of peft, then save_pretrained)"
+        )
     if not (folder / "config.json").is_file():
         raise PreftuneError(
             f"model folder {config.path} has no config.json: expected a folder that save_pretrained wrote"
         )
+    _check_config_file(folder / "config.json")
     weights = [*folder.glob("*.safetensors"), *folder.glob("*.safetensors.index.json")]
     if not weights:
         raise PreftuneError(
             f"model folder {config.path} has no weights: expected model.safetensors "
             "(other formats are not read: convert them with save_pretrained)"
         )
+
+
+def _check_config_file(path: Path) -> None:
+    try:
+        given = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise PreftuneError(f"{path} cannot be read as JSON ({_reason(error)}): save the model again") from None
+    model_type = given.get("model_type") if isinstance(given, dict) else None
+    if model_type is None:
+        raise PreftuneError(f"{path} names no model_type: expected the config of a transformers model")
+    if model_type not in CONFIG_MAPPING and "auto_map" not in given:
+        raise PreftuneError(f"{path} is of model_type {model_type!r}, which this version of transformers does not know")
+
+
+def check_keys(config: ModelConfig, loaded: bool) -> None:
+    """Refuse keys that would be ignored for this kind of policy.
+
+    Args:
+        config: of the policy.
+        loaded: True if a loaded model was given, so that nothing is left to load.
+
+    Raises:
+        PreftuneError: names the key.
+    """
+    scratch, local = config.path.startswith(SCRATCH), config.path == BUILT_IN or Path(config.path).is_dir()
+    used = {"path", "tokenizer", "lora", "gradient_checkpointing", "layout"}
+    if loaded:
+        why = "says how to load a model, but a loaded one was given"
+    elif scratch:
+        used = (used | {"dtype", "scratch"}) - {"tokenizer"}
+        why = f"is about models that are stored, but model.path is {config.path}"
+    else:
+        used |= {"dtype", "quantize", "rope_scaling", "trust_remote_code"} | (set() if local else {"revision"})
+        why = f"does not apply to a model that is stored as model.path={config.path} is"
+    default = ModelConfig()
+    for key in ModelConfig.model_fields:
+        if key not in used and getattr(config, key) != getattr(default, key):
+            raise PreftuneError(f"model.{key} {why}: leave it out")
+    if scratch and config.lora is not None:
+        raise PreftuneError(f"model.lora adapts a model that is stored, but model.path is {config.path}: leave it out")
+
+
+def positions(lm: nn.Module) -> int | None:
+    """Most tokens that a model with a table of positions can read; None if its positions have no such end."""
+    config = getattr(base_model(lm), "config", None)
+    if not isinstance(config, PreTrainedConfig):
+        return None
+    text: Any = config.get_text_config()
+    return None if getattr(text, "rope_parameters", None) else getattr(text, "max_position_embeddings", None)
+
+
+def vocabulary(lm: nn.Module) -> int | None:
+    """Token ids that the model has an embedding for; None if it has no embedding."""
+    model = base_model(lm)
+    tables = [model.get_input_embeddings()] if isinstance(model, PreTrainedModel) else model.modules()
+    return max((table.num_embeddings for table in tables if isinstance(table, nn.Embedding)), default=None)
 
 
 def built_in_folder() -> Path:
@@ -137,7 +209,22 @@ def built_in_folder() -> Path:
 
 
 def adapt(lm: nn.Module, config: ModelConfig, seed: int) -> nn.Module:
-    """The model with LoRA adapters as configured, or as it is."""
+    """The model with gradient checkpointing and LoRA adapters as configured, or as it is.
+
+    Raises:
+        PreftuneError: if the model takes neither.
+    """
+    if (config.lora or config.gradient_checkpointing) and not isinstance(lm, PreTrainedModel):
+        key = "lora" if config.lora else "gradient_checkpointing"
+        raise PreftuneError(f"model.{key} needs a transformers model, got {type(lm).__name__}: leave it out")
+    if config.gradient_checkpointing:
+        # transformers 5.23 renamed the method and warns under the old name; the argument is the same
+        model: Any = lm
+        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        try:
+            enable({"use_reentrant": False})
+        except ValueError as error:
+            raise PreftuneError(f"model.gradient_checkpointing does not fit this model: {_reason(error)}") from error
     if config.lora is None:
         return lm
     import peft
@@ -178,33 +265,93 @@ def _keep_gradients(lm: nn.Module) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
-def _pretrained(config: ModelConfig, path: str) -> nn.Module:
-    extra: dict[str, Any] = {"trust_remote_code": config.trust_remote_code, "revision": config.revision}
+def _settings(config: ModelConfig, path: str) -> PreTrainedConfig:
     try:
-        settings = AutoConfig.from_pretrained(path, **extra)
-        if config.rope_scaling is not None:
-            settings.rope_parameters = {**(getattr(settings, "rope_parameters", None) or {}), **config.rope_scaling}
-        if config.quantize != "none":
-            extra["quantization_config"] = _quantization(config)
-        return AutoModelForCausalLM.from_pretrained(
+        settings = AutoConfig.from_pretrained(
+            path, trust_remote_code=config.trust_remote_code, revision=config.revision
+        )
+    except Exception as error:  # the libraries below raise whatever they please; the sentence keeps their reason
+        raise PreftuneError(f"cannot load model {config.path}: {_reason(error)}") from error
+    if config.rope_scaling is not None:
+        _scale_rope(settings.get_text_config(), config.rope_scaling)
+    return settings
+
+
+def _scale_rope(settings: Any, scaling: Mapping[str, Any]) -> None:
+    """Write RoPE scaling into a model's config; transformers itself passes over what it does not know."""
+    rope = getattr(settings, "rope_parameters", None)
+    if not rope or settings.nested_rope_parameter_keys(rope):
+        raise PreftuneError(
+            f"model.rope_scaling needs a model with one RoPE for all layers, but {settings.model_type} has "
+            f"{'one for each type of layer' if rope else 'none'}: leave it out"
+        )
+    if scaling.get("rope_type") not in ROPE_INIT_FUNCTIONS:
+        raise PreftuneError(
+            f"model.rope_scaling.rope_type is {scaling.get('rope_type')!r}, "
+            f"expected one of {', '.join(ROPE_INIT_FUNCTIONS)}"
+        )
+    for key in scaling:
+        if key not in RopeParameters.__annotations__:
+            raise PreftuneError(
+                f"unknown key model.rope_scaling.{key}{nearest(key, list(RopeParameters.__annotations__))}"
+            )
+    factor = scaling.get("factor", 1)
+    if not (isinstance(factor, int | float) and factor >= 1):
+        raise PreftuneError(f"model.rope_scaling.factor must be a number of at least 1, got {factor!r}")
+    settings.rope_parameters = {**rope, **scaling}
+    try:
+        settings.standardize_rope_params()
+        settings.validate_rope()
+    except (KeyError, ValueError) as error:
+        raise PreftuneError(f"model.rope_scaling does not work: {_reason(error)}") from error
+
+
+def _pretrained(config: ModelConfig, path: str, settings: PreTrainedConfig) -> nn.Module:
+    extra = {"quantization_config": _quantization(config)} if config.quantize != "none" else {}
+    try:
+        lm, found = AutoModelForCausalLM.from_pretrained(
             path,
             config=settings,
             dtype=_weights_dtype(config, "auto"),
             use_safetensors=True,
+            trust_remote_code=config.trust_remote_code,
+            revision=config.revision,
+            ignore_mismatched_sizes=True,  # told apart below, by name
+            output_loading_info=True,
             **extra,
         )
-    except PreftuneError:
-        raise
-    except Exception as error:  # the libraries below raise whatever they please; the sentence keeps their reason
-        raise PreftuneError(f"cannot load model {config.path}: {_first_line(error)}") from error
+    except Exception as error:
+        raise PreftuneError(f"cannot load model {config.path}: {_reason(error)}") from error
+    # transformers fills what is not there with random numbers, and goes on
+    wrong = {"has no": sorted(found["missing_keys"]), "has another size of": sorted(found["mismatched_keys"])}
+    for what, names in wrong.items():
+        if names:
+            named = ", ".join(str(name[0] if isinstance(name, tuple) else name) for name in names[:3])
+            raise PreftuneError(
+                f"cannot load model {config.path}: its file of weights {what} {named}"
+                f"{' and others' if names[3:] else ''}, which {type(lm).__name__} needs"
+            )
+    return lm
 
 
 def _tokenizer(config: ModelConfig, path: str) -> PreTrainedTokenizerBase:
+    if config.tokenizer is None:
+        return read_tokenizer(path, config.trust_remote_code, config.revision)
+    return read_tokenizer(config.tokenizer, config.trust_remote_code)
+
+
+def read_tokenizer(path: str, trust_remote_code: bool = False, revision: str | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder or hub id.
+
+    Raises:
+        PreftuneError: if there is none that can be read.
+    """
     try:
-        return AutoTokenizer.from_pretrained(path, trust_remote_code=config.trust_remote_code, revision=config.revision)
-    except Exception as error:
+        return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code, revision=revision)
+    except Exception as error:  # as in _settings
         raise PreftuneError(
-            f"cannot load a tokenizer from {path}: {_first_line(error)}; name one with model.tokenizer"
+            f"cannot load a tokenizer from {path} ({_reason(error)}): name a folder or hub id that has one with "
+            "model.tokenizer"
         ) from error
 
 
@@ -226,6 +373,7 @@ def _quantization(config: ModelConfig) -> Any:
     )
 
 
-def _first_line(error: Exception) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
+def _reason(error: Exception) -> str:
+    """The first line of a library's message, to be put into a sentence."""
+    text = str(error.args[0] if isinstance(error, KeyError) and error.args else error).strip()
+    return text.splitlines()[0].rstrip(".") if text else type(error).__name__

@@ -223,10 +223,10 @@ def score(logits_NV: Tensor, target_N: Tensor, needs: frozenset[str]) -> tuple[T
     with torch.no_grad():
         for name in sorted(needs):
             if name == "entropy_K":
-                p_NV = torch.exp(logits_NV - norm_N[:, None])
-                values.append(norm_N - (p_NV * logits_NV).sum(1))
+                # not norm - mean logit: little of a small value is left of the difference of two large ones
+                values.append(torch.special.entr(torch.exp(logits_NV - norm_N[:, None])).sum(1))
             elif name == "log_sum_p2_K":
-                values.append(torch.logsumexp(2 * logits_NV, dim=1) - 2 * norm_N)
+                values.append(torch.logsumexp(2 * (logits_NV - norm_N[:, None]), dim=1))
             else:
                 raise ValueError(f"no log-prob field {name!r}")
     return tuple(values)

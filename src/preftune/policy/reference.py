@@ -106,7 +106,7 @@ def weights_hash(lm: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(base_model(lm).state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 

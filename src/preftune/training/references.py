@@ -10,6 +10,8 @@ import torch
 from torch import nn
 
 from preftune.data.examples import Example
+from preftune.errors import PreftuneError
+from preftune.policy.layout import TOLERANCE, choose_layout, tree_error
 from preftune.policy.loading import ModelConfig, load
 from preftune.policy.policy import PolicyModule
 from preftune.policy.reference import (
@@ -32,12 +34,31 @@ def live_reference(
     """A reference model of its own, or None where the policy with its adapter off serves as one.
 
     To be called before training changes the policy.
+
+    Raises:
+        PreftuneError: if the model of `config.path` cannot be loaded, or is not exact in the policy's layout.
     """
     if config.path is not None:
         other = model.model_copy(update={"path": config.path, "lora": None, "quantize": "none", "revision": None})
         lm = load(other, seed=0, texts=list).lm
-        return FrozenReference(PolicyModule(lm, policy.layout).to(device))
-    return None if hasattr(policy.lm, "peft_config") else FrozenReference.copy_of(policy)
+        module = PolicyModule(lm, "padded").to(device)
+        if policy.layout == "tree":
+            layout, reason = choose_layout(lm)
+            if layout == "padded" or not tree_error(module) <= TOLERANCE:
+                raise PreftuneError(
+                    f"reference.path {config.path} is not exact on prompt trees ({reason}), on which the policy is "
+                    "trained: set model.layout to padded"
+                )
+            module.use_layout("tree")
+        return FrozenReference(module)
+    return None if adapter_off_is_the_start(policy.lm) else FrozenReference.copy_of(policy)
+
+
+def adapter_off_is_the_start(lm: nn.Module) -> bool:
+    """True if switching the adapter off gives back the weights before training: biases that train with an adapter are
+    the base's own, and stay as trained."""
+    adapters = getattr(lm, "peft_config", {})
+    return bool(adapters) and all(getattr(adapter, "bias", "none") == "none" for adapter in adapters.values())
 
 
 def reference_for(frozen: FrozenReference | None, prepared: nn.Module, policy: PolicyModule) -> Reference:

@@ -39,6 +39,25 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
 
+    @staticmethod
+    def check(path: Path, overwrite: bool = False) -> None:
+        """Refuse a folder that `create` would refuse, as far as that shows without touching anything.
+
+        Raises:
+            PreftuneError: if there is something there already that must not be replaced.
+        """
+        if path.is_dir() and not any(path.iterdir()):
+            return
+        if path.exists() and not overwrite:
+            raise PreftuneError(
+                f"output.path {path} exists and is not empty: name another folder, or set output.overwrite=true"
+            )
+        if path.exists() and not (path / "config.yaml").is_file():
+            raise PreftuneError(f"output.path {path} is no run folder, so it is not overwritten: name another folder")
+        above = next(folder for folder in path.absolute().parents if folder.exists())
+        if not (above.is_dir() and os.access(above, os.W_OK)):
+            raise PreftuneError(f"cannot write to output.path {path}: {above} is no folder that may be written to")
+
     @classmethod
     def create(cls, path: Path, overwrite: bool = False) -> RunFolder:
         """A new, empty run folder.
@@ -46,23 +65,20 @@ class RunFolder:
         Raises:
             PreftuneError: if there is something there already, or the folder cannot be made.
         """
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            if not overwrite:
-                raise PreftuneError(
-                    f"output.path {path} exists and is not empty: name another folder, or set output.overwrite=true"
-                )
-            if not (path / "config.yaml").is_file():
-                raise PreftuneError(
-                    f"output.path {path} is no run folder, so it is not overwritten: name another folder"
-                )
-            shutil.rmtree(path)
+        cls.check(path, overwrite)
         try:
+            if path.exists() and any(path.iterdir()):
+                shutil.rmtree(path)
             path.mkdir(parents=True, exist_ok=True)
             with tempfile.NamedTemporaryFile(dir=path):
                 pass
         except OSError as error:
             raise PreftuneError(f"cannot write to output.path {path}: {error.strerror}") from error
         return cls(path)
+
+    def discard(self) -> None:
+        """Remove the folder, of a run that never began."""
+        shutil.rmtree(self.path)
 
     def write_config(self, text: str) -> None:
         """Keep the config as resolved (YAML)."""

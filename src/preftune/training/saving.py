@@ -14,7 +14,7 @@ from preftune.quiet import without_progress_bars
 from preftune.training.run_folder import RunFolder
 
 CARD = """---
-library_name: transformers
+library_name: {library}
 tags: [preftune, {objective}]
 ---
 # {title}
@@ -23,15 +23,20 @@ Trained with [preftune](https://pypi.org/project/preftune/) {version}: objective
 starting from `{start}`.
 
 ```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-model = AutoModelForCausalLM.from_pretrained({folder!r})
-tokenizer = AutoTokenizer.from_pretrained({folder!r})
+{code}
 ```
 
 | held out | before | after |
 |---|---|---|
 {rows}
 """
+WHOLE = """from transformers import AutoModelForCausalLM, AutoTokenizer
+model = AutoModelForCausalLM.from_pretrained({folder!r})
+tokenizer = AutoTokenizer.from_pretrained({folder!r})"""
+ADAPTER = """from peft import PeftModel
+model = PeftModel.from_pretrained(model, {folder!r})  # `model` is the base that the adapter was trained on"""
+MODULE = """from safetensors.torch import load_file
+model.load_state_dict(load_file("{folder}/model.safetensors"))  # `model` is a new {kind}"""
 ROWS = (
     ("preference_accuracy", "implicit preference accuracy"),
     ("policy_accuracy", "accuracy of its own log-probs"),
@@ -62,12 +67,14 @@ def save(
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     if isinstance(lm, PreTrainedModel) or hasattr(lm, "peft_config"):
+        _name_base_absolutely(lm)
         with without_progress_bars():
             lm.save_pretrained(temporary, state_dict=dict(state))  # type: ignore[operator]
     else:
         from safetensors.torch import save_file
 
-        save_file({key: value.contiguous() for key, value in state.items()}, temporary / "model.safetensors")
+        # copies, because tied weights are refused: their places in the file must not overlap
+        save_file({key: value.contiguous().clone() for key, value in state.items()}, temporary / "model.safetensors")
     if tokenizer is not None:
         tokenizer.save_pretrained(temporary)
     if card is not None:
@@ -76,16 +83,36 @@ def save(
     return folder.path / name
 
 
-def model_card(summary: Mapping[str, Any], start: str, folder: Path, version: str) -> str:
+def _name_base_absolutely(lm: nn.Module) -> None:
+    """Let an adapter name its base so that it is found from any folder."""
+    for adapter in getattr(lm, "peft_config", {}).values():
+        base = adapter.base_model_name_or_path
+        if base and Path(base).is_dir():
+            adapter.base_model_name_or_path = str(Path(base).resolve())
+
+
+def _loading(lm: nn.Module, folder: Path) -> tuple[str, str]:
+    """The library that loads a saved policy, and how."""
+    adapters = getattr(lm, "peft_config", {}).values()
+    if any(not adapter.base_model_name_or_path for adapter in adapters):
+        return "peft", ADAPTER.format(folder=str(folder))
+    if adapters or isinstance(lm, PreTrainedModel):
+        return "peft" if adapters else "transformers", WHOLE.format(folder=str(folder))
+    return "pytorch", MODULE.format(folder=folder, kind=type(lm).__name__)
+
+
+def model_card(summary: Mapping[str, Any], start: str, lm: nn.Module, folder: Path, version: str) -> str:
     """The README.md of a saved policy."""
     before, after = summary.get("before", {}), summary.get("after", {})
+    library, code = _loading(lm, folder)
     rows = [f"| {label} | {_figure(before, key)} | {_figure(after, key)} |" for key, label in ROWS if key in before]
     return CARD.format(
         title=folder.parent.name,
         objective=summary["objective"],
         steps=summary["steps"],
         start=start,
-        folder=str(folder),
+        library=library,
+        code=code,
         version=version,
         rows="\n".join(rows) or "| nothing was held out | | |",
     )

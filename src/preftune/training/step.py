@@ -6,18 +6,19 @@ backward: cutting a batch into micro-batches changes nothing but memory.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
 from preftune.data.examples import Example
-from preftune.data.packing import PackedBatch
+from preftune.data.packing import PackedBatch, join
 from preftune.errors import PreftuneError
-from preftune.objectives.base import LogProbs, Outcome, State
+from preftune.objectives.base import Batch, LogProbs, Outcome, State
 from preftune.objectives.registry import Term
 from preftune.policy.policy import logps
 from preftune.policy.reference import Reference
@@ -41,7 +42,7 @@ class Scored:
 
     Attributes:
         loss: the weighted mean of each term over the whole batch, summed over terms.
-        columns: values of each example, one entry for each micro-batch (see `metrics`).
+        columns: values of each example, in one or more pieces (see `metrics`).
         states: objective states after the batch.
         gradient_norm: before clipping; None in evaluation.
     """
@@ -90,62 +91,87 @@ class Step:
         """
         totals = self._totals(micros)
         self.policy.train()
-        pieces, loss, after = [], 0.0, states
-        for number, micro in enumerate(micros):
-            torch.manual_seed(torch_seed(self.seed, DROPOUT, step, number, self.accelerator.process_index))
-            last = number == len(micros) - 1
-            with nullcontext() if last else self.accelerator.no_sync(self.policy):
-                value, values, after = self._score(micro, totals, states)
-                self.accelerator.backward(value * self.accelerator.num_processes)
-            loss += float(value.detach())
-            pieces.append(values)
+        if any(term.objective.couples for term in self.terms):
+            scored = self._backward_coupled(micros, totals, states, step)
+        else:
+            scored = self._backward_apart(micros, totals, states, step)
         norm = self._gradient_norm(max_grad_norm)
         if not (torch.isfinite(norm) or self.accelerator.mixed_precision == "fp16"):
             rows = sorted({example.row for micro in micros for example in micro.examples})
             raise PreftuneError(
-                f"the gradient of step {step + 1} is not finite (loss {loss:.4g}, rows {rows[:8]}): the step was not "
-                "taken; lower optim.learning_rate, or look at these rows"
+                f"the gradient of step {step + 1} is not finite (loss {scored.loss:.4g}, rows {rows[:8]}): it "
+                "was not taken; lower optim.learning_rate, or look at these rows"
             )
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        return Scored(loss, pieces, after, float(norm))
+        return replace(scored, gradient_norm=float(norm))
 
     @torch.no_grad()
     def evaluate(self, micros: Sequence[Micro], states: States) -> Scored:
         """The same without gradient, dropout or change of state, over any number of micro-batches."""
-        totals = self._totals(micros)
         training = self.policy.training
         self.policy.eval()
         try:
-            pieces, loss = [], 0.0
-            for micro in micros:
-                value, values, _ = self._score(micro, totals, states)
-                loss += float(value)
-                pieces.append(values)
+            policy = LogProbs.join([logps(self.policy, micro.batch, self.needs) for micro in micros])
         finally:
             self.policy.train(training)
+        batch = join([micro.batch for micro in micros])
+        reference = self._reference(micros)
+        loss, outcomes = self._loss(policy, reference, batch, self._totals(micros), states)
+        return Scored(float(loss), [columns(policy, reference, outcomes[0], batch)], states)
+
+    def _backward_apart(self, micros: Sequence[Micro], totals: Sequence[Tensor], states: States, step: int) -> Scored:
+        """Gradients where examples do not depend on each other: one forward and backward for each micro-batch."""
+        pieces, loss = [], 0.0
+        for number, micro in enumerate(micros):
+            self._seed(step, number)
+            reference = self._reference([micro])
+            with self._syncing(number, micros):
+                policy = logps(self.policy, micro.batch, self.needs)
+                value, outcomes = self._loss(policy, reference, micro.batch, totals, states)
+                self.accelerator.backward(value * self.accelerator.num_processes)
+            loss += float(value.detach())
+            pieces.append(columns(policy, reference, outcomes[0], micro.batch))
         return Scored(loss, pieces, states)
 
-    def _score(
-        self, micro: Micro, totals: Sequence[Tensor], states: States
-    ) -> tuple[Tensor, dict[str, Tensor], States]:
-        """Share of the batch's loss that falls to one micro-batch."""
-        batch = micro.batch
-        reference = None if self.reference is None else self.reference.logps(batch, micro.examples)
-        policy = logps(self.policy, batch, self.needs)
-        outcomes = [
-            self._outcome(term, policy, reference, batch, state) for term, state in zip(self.terms, states, strict=True)
-        ]
-        loss = policy.logps_K.new_zeros(())
-        for term, outcome, total in zip(self.terms, outcomes, totals, strict=True):
-            weight_E = term.objective.weight_E(batch)
-            loss = loss + term.weight * (outcome.loss_E * weight_E).sum() / total
-        return loss, columns(policy, reference, outcomes[0], batch), tuple(outcome.state for outcome in outcomes)
+    def _backward_coupled(self, micros: Sequence[Micro], totals: Sequence[Tensor], states: States, step: int) -> Scored:
+        """Gradients where examples depend on each other: the objective sees the whole batch at once, from a pass
+        without gradient; then each forward is repeated with its seed and its targets' gradients are sent back."""
+        found = []
+        with torch.no_grad():
+            for number, micro in enumerate(micros):
+                self._seed(step, number)
+                found.append(logps(self.policy, micro.batch, self.needs))
+        joined = LogProbs.join(found)
+        policy = replace(joined, logps_K=joined.logps_K.requires_grad_())
+        batch = join([micro.batch for micro in micros])
+        reference = self._reference(micros)
+        value, outcomes = self._loss(policy, reference, batch, totals, states)
+        (gradient_K,) = torch.autograd.grad(value, policy.logps_K)
+        pieces = gradient_K.split([len(one.logps_K) for one in found])
+        for number, (micro, piece_K) in enumerate(zip(micros, pieces, strict=True)):
+            self._seed(step, number)
+            with self._syncing(number, micros):
+                logps_K = logps(self.policy, micro.batch, self.needs).logps_K
+                self.accelerator.backward((logps_K * piece_K).sum() * self.accelerator.num_processes)
+        after = tuple(outcome.state for outcome in outcomes)
+        return Scored(float(value.detach()), [columns(policy, reference, outcomes[0], batch)], after)
 
-    @staticmethod
-    def _outcome(term: Term, policy: LogProbs, reference: LogProbs | None, batch: PackedBatch, state: State) -> Outcome:
-        compared = reference if term.objective.reference else None
-        return term.objective(policy, compared, batch, state)
+    def _loss(
+        self, policy: LogProbs, reference: LogProbs | None, batch: Batch, totals: Sequence[Tensor], states: States
+    ) -> tuple[Tensor, list[Outcome]]:
+        """What these examples add to the loss of the whole optimiser batch."""
+        loss, outcomes = policy.logps_K.new_zeros(()), []
+        for term, total, state in zip(self.terms, totals, states, strict=True):
+            outcome = term.objective(policy, reference if term.objective.reference else None, batch, state)
+            loss = loss + term.weight * (outcome.loss_E * term.objective.weight_E(batch)).sum() / total
+            outcomes.append(outcome)
+        return loss, outcomes
+
+    def _reference(self, micros: Sequence[Micro]) -> LogProbs | None:
+        if self.reference is None:
+            return None
+        return LogProbs.join([self.reference.logps(micro.batch, micro.examples) for micro in micros])
 
     def _totals(self, micros: Sequence[Micro]) -> list[Tensor]:
         """Sum of each term's example weights over micro-batches and processes."""
@@ -155,10 +181,15 @@ class Step:
             totals.append(self.accelerator.reduce(total, "sum").clamp(min=1e-12))
         return totals
 
+    def _seed(self, step: int, number: int) -> None:
+        """Dropout as a function of its place, whatever was drawn before."""
+        torch.manual_seed(torch_seed(self.seed, DROPOUT, step, number, self.accelerator.process_index))
+
+    def _syncing(self, number: int, micros: Sequence[Micro]) -> AbstractContextManager[Any]:
+        """Processes exchange gradients in the last backward of a step only."""
+        return nullcontext() if number == len(micros) - 1 else self.accelerator.no_sync(self.policy)
+
     def _gradient_norm(self, max_grad_norm: float | None) -> Tensor:
         limit = float("inf") if max_grad_norm is None else max_grad_norm
         norm = self.accelerator.clip_grad_norm_(self.policy.parameters(), limit)
         return torch.as_tensor(norm)
-
-
-Prepare = Callable[[Sequence[Example]], Micro]
