@@ -244,7 +244,9 @@ def gap(lm: PreTrainedModel, layout: Layout, expected: Plain, examples: Sequence
     try:
         batch = batch_of(examples, layout)
         found = logps(policy, batch)
-        DPO(beta=BETA)(found, LogProbs(expected.reference_K.to(found.logps_K.dtype)), batch, {}).loss_E.mean().backward()
+        DPO(beta=BETA)(
+            found, LogProbs(expected.reference_K.to(found.logps_K.dtype)), batch, {}
+        ).loss_E.mean().backward()
     finally:
         policy.use_layout("padded")
     ours = gradients(lm)

@@ -29,18 +29,19 @@ class Settings:
 
     model: ScratchConfig
     sft_epochs: float
-    sft_rate: float = 1e-3
+    sft_rate: float = 2e-3
+    sft_batch: int = 8
     preference_epochs: float = 1.0
     preference_rate: float = 1e-4
+    preference_batch: int = 16
     beta: float = 0.1
     tau: float = 0.1
-    batch: int = 16
     seed: int = 0
 
 
-MODEL = ScratchConfig(vocab_size=2048, hidden_size=256, layers=4, heads=4, context=1024)
+MODEL = ScratchConfig(vocab_size=2048, hidden_size=192, layers=3, heads=4, context=1024)
 FULL = Settings(MODEL, sft_epochs=2)
-SHIPPED = Settings(MODEL, sft_epochs=4)
+SHIPPED = Settings(MODEL, sft_epochs=6)
 QUICK = Settings(ScratchConfig(vocab_size=512, hidden_size=64, layers=2, heads=2, context=1024), sft_epochs=1)
 QUICK_ROWS = 48
 
@@ -71,7 +72,7 @@ def read_score(rule: str, side: dict[str, Any], name: str) -> Score:
 def train_all(data: GSM8KData, settings: Settings, out: Path) -> dict[str, preftune.Run]:
     """SFT from scratch, then DPO and IPO from the folder that SFT left: the three runs by name."""
     model, tokenizer = build("qwen3", data.texts(), settings.model, settings.seed)
-    shared: dict[str, Any] = {"overwrite": True, "batch": {"size": settings.batch}, "seed": settings.seed}
+    shared: dict[str, Any] = {"overwrite": True, "seed": settings.seed}
     sft = preftune.train(
         model,
         data.demonstrations,
@@ -81,6 +82,7 @@ def train_all(data: GSM8KData, settings: Settings, out: Path) -> dict[str, preft
         config={"data": {"held_out": 0.02}},
         optim={"learning_rate": settings.sft_rate},
         train={"epochs": settings.sft_epochs},
+        batch={"size": settings.sft_batch},
         **shared,
     )
     runs = {"sft": sft}
@@ -93,6 +95,7 @@ def train_all(data: GSM8KData, settings: Settings, out: Path) -> dict[str, preft
             output=out / str(objective["name"]),
             optim={"learning_rate": settings.preference_rate},
             train={"epochs": settings.preference_epochs},
+            batch={"size": settings.preference_batch},
             **shared,
         )
     return runs

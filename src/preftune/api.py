@@ -8,6 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate.tracking import get_available_trackers
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -21,6 +22,7 @@ from preftune.policy import loading
 from preftune.policy.policy import base_model
 from preftune.report.html import write as write_report
 from preftune.run import Run
+from preftune.training.held_out import fixed_prompts
 from preftune.training.run_folder import RunFolder
 from preftune.training.saving import model_card, save
 from preftune.training.trainer import Trainer
@@ -68,6 +70,8 @@ def train(
     """
     if not isinstance(model, str | Path | nn.Module):
         raise PreftuneError(f"model is of type {type(model).__name__}, expected a folder, a hub id or a module")
+    if not isinstance(tokenizer, str | PreTrainedTokenizerBase | None):
+        raise PreftuneError(f"tokenizer is of type {type(tokenizer).__name__}, expected a tokenizer, folder or hub id")
     blocks = _blocks(config, settings)
     given = model if isinstance(model, nn.Module) else None
     blocks["model"]["path"] = (
@@ -121,7 +125,8 @@ def run(
     with _own_attention(loaded.lm):
         folder = RunFolder.create(output, config.output.overwrite)
         try:
-            trainer = Trainer(loaded.lm, loaded.tokenizer, examples, terms, config, folder, probe, show)
+            fitting = _answers_that_fit(config, loaded.lm, examples)
+            trainer = Trainer(loaded.lm, loaded.tokenizer, examples, terms, fitting, folder, probe, show)
         except BaseException:
             folder.discard()  # nothing was trained: leave no folder in the way of the next attempt
             raise
@@ -210,6 +215,19 @@ def _render(records: dataset.Records, loaded: loading.Loaded, config: RunConfig)
     return examples
 
 
+def _answers_that_fit(config: RunConfig, lm: nn.Module, examples: dataset.Examples) -> RunConfig:
+    """The config, with sampled answers no longer than a table of positions allows."""
+    end = loading.positions(lm)
+    prompts = fixed_prompts(examples.held_out, examples.train, config.evaluate.samples)
+    if end is None or not prompts:
+        return config
+    room = end - max(len(prompt) for prompt in prompts)
+    if config.evaluate.max_new_tokens <= room:
+        return config
+    examples.messages.append(f"sampled answers are cut at {room} tokens: the model reads {end} tokens, prompt included")
+    return config.model_copy(update={"evaluate": config.evaluate.model_copy(update={"max_new_tokens": room})})
+
+
 @contextmanager
 def _own_attention(lm: nn.Module) -> Iterator[None]:
     """Give the model back with the attention it came with, whatever happens meanwhile."""
@@ -238,7 +256,24 @@ def _load(
         )
     if isinstance(tokenizer, str):
         tokenizer = loading.read_tokenizer(tokenizer)
+    _check_module(model, config.model.lora is not None)
     return loading.Loaded(loading.adapt(model, config.model, config.seed), tokenizer)
+
+
+def _check_module(model: nn.Module, adapted: bool) -> None:
+    """Refuse a given model that could not be trained."""
+    if not adapted and not any(p.requires_grad for p in model.parameters()):
+        raise PreftuneError(f"{type(model).__name__} has no parameter that trains: call requires_grad_() on it")
+    if isinstance(base_model(model), PreTrainedModel):
+        return
+    device = next(model.parameters()).device
+    logits = getattr(model(torch.zeros(1, 2, dtype=torch.long, device=device)), "logits", None)
+    if not isinstance(logits, torch.Tensor) or logits.ndim != 3 or logits.shape[:2] != (1, 2):
+        found = "none" if not isinstance(logits, torch.Tensor) else f"shape {tuple(logits.shape)}"
+        raise PreftuneError(
+            f"{type(model).__name__}.forward(input_ids) must return an object with .logits of shape (rows, tokens, "
+            f"vocabulary), got {found} for 1 row of 2 tokens"
+        )
 
 
 def _output(config: RunConfig, terms: tuple[registry.Term, ...]) -> Path:

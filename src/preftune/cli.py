@@ -17,6 +17,9 @@ app = typer.Typer(
     add_completion=False,
 )
 
+study = typer.Typer(help="Run an experiment of the papers again.", no_args_is_help=True)
+app.add_typer(study, name="study")
+
 Words = Annotated[
     list[str] | None,
     typer.Argument(metavar="[CONFIG.yaml] [KEY=VALUE]...", help="a config file, and overrides of its keys"),
@@ -140,6 +143,27 @@ def report(run: Annotated[Path, typer.Argument(help="run folder")]) -> None:
     from preftune.report.html import write
 
     typer.echo(write(run))
+
+
+@study.command("ipo-bandits")
+def ipo_bandits(
+    out: Annotated[Path, typer.Option("--out", "-o", help="folder for results, curves and figures")] = Path(
+        "runs/ipo-bandits"
+    ),
+    quick: Annotated[bool, typer.Option("--quick", help="2,000 steps instead of 18,000: a few seconds")] = False,
+    seed: Annotated[int, typer.Option(min=0, help="of the mini-batches")] = 0,
+) -> None:
+    """DPO and IPO on the bandits of the IPO paper: the corner, and the optimum in closed form.
+
+    Exit code 1 if a limit that theory gives does not hold.
+    """
+    from preftune.report.bandits import show
+    from preftune.studies.ipo_bandits import study as run_study
+
+    found = run_study(out, quick=quick, seed=seed)
+    show(found)
+    if not all(limit.held for limit in found.limits):
+        raise typer.Exit(1)
 
 
 @app.command()

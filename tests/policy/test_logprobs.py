@@ -38,7 +38,9 @@ def logits_by_hand(hidden_KH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, 
     return logits_KV if recipe.softcap is None else recipe.softcap * torch.tanh(logits_KV / recipe.softcap)
 
 
-def by_hand(hidden_KH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, target_K: Tensor, recipe: HeadRecipe) -> Tensor:
+def by_hand(
+    hidden_KH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, target_K: Tensor, recipe: HeadRecipe
+) -> Tensor:
     logits_KV = logits_by_hand(hidden_KH, weight_VH, bias_V, recipe)
     return torch.log_softmax(logits_KV, dim=1).gather(1, target_K[:, None]).squeeze(1)
 
@@ -160,7 +162,7 @@ def test_an_unknown_value_is_refused_by_name():
 class Doubled(nn.Linear):
     """A layer that does more than its weight says, as adapters do."""
 
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+    def forward(self, input: Tensor) -> Tensor:
         return 2 * super().forward(input)
 
 

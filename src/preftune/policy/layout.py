@@ -72,16 +72,20 @@ def original_context(lm: nn.Module) -> int | None:
     return min(limits, default=None)
 
 
-def tree_error(policy: PolicyModule) -> float:
+def tree_error(policy: PolicyModule, longest: int = 2048) -> float:
     """Largest difference in nats between tree and padded log-probs on two pairs that cross any window; infinite if the
     model refuses trees.
 
     The policy's layout and mode are left as they were.
+
+    Args:
+        policy: what to compare on.
+        longest: most tokens of a prompt with one response; a window as wide as that cannot be crossed.
     """
     model: Any = policy.base
     config = model.config.get_text_config()
     window, context = (getattr(config, name, None) for name in ("sliding_window", "max_position_embeddings"))
-    examples = _probe(config.vocab_size, window, context)
+    examples = _probe(config.vocab_size, window, longest if context is None else min(longest, context))
     layout, training = policy.layout, policy.training
     device = next(policy.parameters()).device
     policy.eval()
@@ -104,19 +108,19 @@ def tree_error(policy: PolicyModule) -> float:
     return float((tree_K - torch.cat(rows)).abs().max())
 
 
-def _probe(vocabulary: int, window: int | None, context: int | None) -> Sequence[Example]:
-    """Two pairs of random tokens, long enough for the second response to look past the window into the prompt."""
+def _probe(vocabulary: int, window: int | None, longest: int) -> Sequence[Example]:
+    """Two pairs of random tokens, long enough for the responses to look past the window into the prompt."""
     rng = np.random.default_rng(0)
-    longest = min(2048, (context or 2048) - 1)
-    prompt = min(12 if window is None else window + 4, longest * 2 // 3)
-    answer = min(9, longest - prompt)
+    answer = min(9, max(1, longest // 3))
+    prompt = min(12 if window is None else window + 4, longest - answer)
 
     def ids(count: int) -> np.ndarray:
         return rng.integers(0, vocabulary, size=count).astype(np.int32)
 
     return [
         Example(
-            ids(prompt - cut), (Response(ids(answer), Role.CHOSEN), Response(ids(max(1, answer - 4)), Role.REJECTED))
+            ids(max(1, prompt - cut)),
+            (Response(ids(answer), Role.CHOSEN), Response(ids(max(1, answer - 4)), Role.REJECTED)),
         )
         for cut in (0, 3)
     ]

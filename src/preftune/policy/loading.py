@@ -247,6 +247,7 @@ def adapt(lm: nn.Module, config: ModelConfig, seed: int) -> nn.Module:
     try:
         with warnings.catch_warnings():  # peft reads a property that transformers 5.23 has renamed
             warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+            warnings.filterwarnings("ignore", "fan_in_fan_out is set", UserWarning)  # and set right, by peft itself
             return peft.get_peft_model(lm, lora)
     except ValueError as error:
         raise PreftuneError(f"model.lora.targets={config.lora.targets} does not fit this model: {error}") from error
@@ -347,12 +348,15 @@ def read_tokenizer(path: str, trust_remote_code: bool = False, revision: str | N
         PreftuneError: if there is none that can be read.
     """
     try:
-        return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code, revision=revision)
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code, revision=revision)
+        if len(tokenizer) <= len(tokenizer.all_special_tokens):  # what transformers makes of a folder without one
+            raise ValueError("it knows no tokens")
     except Exception as error:  # as in _settings
         raise PreftuneError(
             f"cannot load a tokenizer from {path} ({_reason(error)}): name a folder or hub id that has one with "
             "model.tokenizer"
         ) from error
+    return tokenizer
 
 
 def _weights_dtype(config: ModelConfig, stored: Any) -> Any:

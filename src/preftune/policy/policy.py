@@ -33,6 +33,7 @@ class PolicyModule(nn.Module):
         self.layout: Layout = layout
         self.own_attention: str | None = None
         self.head = find_head(self.base) if isinstance(self.base, PreTrainedModel) else None
+        self.growing_ropes = [m for m in self.base.modules() if "dynamic" in str(getattr(m, "rope_type", None))]
         self.use_layout(layout)
 
     @property
@@ -81,6 +82,8 @@ class PolicyModule(nn.Module):
         """
         if op != "logps":
             raise ValueError(f"unknown op {op!r}")
+        for rope in self.growing_ropes:
+            _forget(rope)
         if self.head is None:
             return self._from_logits(inputs, self._logits(inputs))
         if not self.head.exact:
@@ -130,6 +133,16 @@ class PolicyModule(nn.Module):
         needs = inputs["needs"]
         values = score(exact(logits_KV), inputs["target_K"], needs)
         return dict(zip(("logps_K", *sorted(needs)), values, strict=True))
+
+
+def _forget(rope: nn.Module) -> None:
+    """Put back the frequencies of dynamic RoPE, which keeps those of the longest forward so far: log-probs would depend
+    on what the model has read before."""
+    for name, original in list(rope.named_buffers(recurse=False)):
+        if name.endswith("original_inv_freq"):
+            setattr(rope, name.replace("original_inv_freq", "inv_freq"), original.clone())
+    for name in [name for name in vars(rope) if name.endswith("max_seq_len_cached")]:
+        setattr(rope, name, rope.original_max_seq_len)
 
 
 def forward_inputs(batch: PackedBatch, needs: frozenset[str] = frozenset()) -> dict[str, Any]:

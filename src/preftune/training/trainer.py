@@ -83,6 +83,8 @@ class Trainer:
         frozen = None
         if any(term.objective.reference for term in terms):
             frozen = live_reference(config.reference, config.model, self.policy, self.accelerator.device)
+            if frozen is not None:  # computed in the policy's precision, or the two would differ before step 1
+                frozen.module = self.accelerator.prepare_model(frozen.module, evaluation_mode=True)
         rate = config.optim.learning_rate
         if rate is None:
             count = sum(p.numel() for p in lm.parameters())
@@ -146,7 +148,12 @@ class Trainer:
             self.messages.append(f"padded rows instead of prompt trees: {reason}")
             return PolicyModule(lm, "padded")
         policy = PolicyModule(lm, "tree")
-        error = tree_error(policy)
+        longest = max(
+            len(example.prompt) + len(response.ids)
+            for example in (*self.examples.train, *self.examples.held_out)
+            for response in example.responses
+        )
+        error = tree_error(policy, longest)
         exact = error <= (TOLERANCE if next(lm.parameters()).dtype == torch.float32 else 0.5)
         if not exact:
             if wanted == "tree":

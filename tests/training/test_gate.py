@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import miniatures
+import pytest
+import torch
+
+from preftune.data.packing import pack
+from preftune.errors import PreftuneError
+from preftune.policy.loading import LoraConfig, ModelConfig, adapt
+from preftune.policy.policy import PolicyModule
+from preftune.policy.reference import AdapterOffReference, FrozenReference
+from preftune.training.gate import check_start
+from preftune.training.step import Micro
+
+
+def micro() -> Micro:
+    return Micro(miniatures.pairs(), pack(miniatures.pairs()))
+
+
+def disturbed(policy: PolicyModule, by: float) -> FrozenReference:
+    """A copy of the policy that is not quite one."""
+    reference = FrozenReference.copy_of(policy)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in reference.module.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=by)
+    return reference
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
+def test_promise_09_a_copy_of_the_start_passes(precision):
+    policy = PolicyModule(miniatures.build("llama"), "tree")
+    assert check_start(policy, FrozenReference.copy_of(policy), micro(), precision) == 0
+
+
+@pytest.mark.parametrize("by", [1e-4, 0.1])
+def test_promise_09_a_reference_that_is_not_the_start_stops_the_run(by):
+    policy = PolicyModule(miniatures.build("llama"), "tree")
+    with pytest.raises(PreftuneError) as stopped:
+        check_start(policy, disturbed(policy, by), micro(), "no")
+    message = str(stopped.value)
+    assert message.startswith("the reference is not the policy's start: on a response of row ")
+    assert "nats per token" in message
+    assert "at most 1e-05 in this precision" in message
+    assert "\n" not in message
+
+
+def test_promise_09_the_row_that_differs_most_is_named():
+    policy = PolicyModule(miniatures.build("llama"), "tree")
+    examples = [replace(miniatures.pair(4, 3, 5, seed), row=70 + seed) for seed in range(3)]
+    reference = FrozenReference.copy_of(policy)
+    read = [{*e.prompt.tolist(), *(t for r in e.responses for t in r.ids.tolist())} for e in examples]
+    token = max(set(examples[1].prompt.tolist()) - read[0] - read[2])
+    with torch.no_grad():
+        reference.module.lm.model.embed_tokens.weight[token] += 1.0
+    with pytest.raises(PreftuneError, match="row 71"):
+        check_start(policy, reference, Micro(examples, pack(examples)), "no")
+
+
+@pytest.mark.parametrize("adapter", [False, True])
+def test_promise_10_dropout_does_not_trip_the_gate(adapter):
+    lm: Any = miniatures.build("llama", attention_dropout=0.5)
+    if adapter:
+        lm = adapt(lm, ModelConfig(lora=LoraConfig(r=2, dropout=0.5)), seed=0)
+    policy = PolicyModule(lm, "tree").train()
+    reference = AdapterOffReference(policy, lm) if adapter else FrozenReference.copy_of(policy)
+    assert check_start(policy, reference, micro(), "no") <= 1e-6
+    assert policy.training
+    assert lm.training
+
+
+def test_promise_09_an_adapter_that_is_trained_already_is_not_the_start():
+    lm: Any = adapt(miniatures.build("qwen2"), ModelConfig(lora=LoraConfig(r=2)), seed=0)
+    policy = PolicyModule(lm, "tree")
+    reference = AdapterOffReference(policy, lm)
+    assert check_start(policy, reference, micro(), "no") <= 1e-6
+    with torch.no_grad():
+        for name, parameter in lm.named_parameters():
+            if "lora_B" in name:
+                parameter.fill_(0.01)
+    with pytest.raises(PreftuneError, match="the reference is not the policy's start"):
+        check_start(policy, reference, micro(), "no")
+
+
+def test_what_is_no_number_does_not_pass():
+    policy = PolicyModule(miniatures.build("llama"), "tree")
+    with pytest.raises(PreftuneError, match="nan nats"):
+        check_start(policy, disturbed(policy, float("nan")), micro(), "no")

@@ -1,0 +1,197 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import miniatures
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from torch import Tensor
+
+from preftune.data.examples import Example
+from preftune.data.packing import pack
+from preftune.errors import PreftuneError
+from preftune.objectives import terms
+from preftune.policy.loading import LoraConfig, ModelConfig, adapt
+from preftune.policy.policy import PolicyModule, logps
+from preftune.policy.reference import FrozenReference
+from preftune.training.optim import OptimConfig, optimizer
+from preftune.training.references import live_reference, reference_for
+from preftune.training.step import Micro, Step
+
+DPO = terms([{"name": "dpo", "beta": 0.3}])
+STATES: tuple[dict, ...] = ({},)
+
+
+@pytest.fixture
+def accelerator() -> Iterator[Accelerator]:
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield Accelerator(cpu=True)
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def micros(*groups: Sequence[Example]) -> list[Micro]:
+    return [Micro(group, pack(group)) for group in groups or (miniatures.pairs(),)]
+
+
+def weights(lm: torch.nn.Module) -> dict[str, Tensor]:
+    return {name: p.detach().clone() for name, p in lm.named_parameters()}
+
+
+@pytest.mark.parametrize("adapter", [False, True])
+@pytest.mark.parametrize("name", ["dpo", "ipo"])
+def test_promise_09_the_first_loss_is_that_of_no_preference(accelerator, adapter, name):
+    lm: Any = miniatures.build("qwen2", attention_dropout=0.3)
+    if adapter:
+        lm = adapt(lm, ModelConfig(lora=LoraConfig(r=2, dropout=0.3)), seed=0)
+    policy = PolicyModule(lm, "tree").train()
+    frozen = live_reference(type("C", (), {"path": None})(), ModelConfig(), policy, torch.device("cpu"))
+    objective = terms([{"name": name, **({"beta": 0.3} if name == "dpo" else {"tau": 0.25})}])
+    step = Step(policy, reference_for(frozen, policy, policy), objective, accelerator, seed=0)
+    # DPO: -log sigmoid(0); IPO: (0 - 1 / (2 tau))^2
+    expected = math.log(2) if name == "dpo" else 4.0
+    assert step.evaluate(micros(), STATES).loss == pytest.approx(expected, abs=1e-6)
+
+
+def test_gradients_are_those_of_the_loss_written_out(accelerator):
+    lm = miniatures.build("llama")
+    examples = miniatures.pairs()
+    expected = miniatures.plain(lm, examples)
+
+    class Made(FrozenReference):
+        def __init__(self) -> None: ...
+
+        def logps(self, batch: Any, examples: Any) -> Any:
+            from preftune.objectives.base import LogProbs
+
+            return LogProbs(expected.reference_K.float())
+
+    policy = PolicyModule(lm, "tree")
+    step = Step(policy, Made(), terms([{"name": "dpo", "beta": miniatures.BETA}]), accelerator, seed=0)
+    optim = torch.optim.SGD(policy.parameters(), lr=1.0)
+    before = weights(lm)
+    scored = step.train(micros(), STATES, optim, 0, None)
+    scale = max(float(g.abs().max()) for g in expected.gradients.values())
+    for name, after in weights(lm).items():
+        assert (before[name] - after - expected.gradients[name]).abs().max() <= miniatures.EXACT * max(scale, 1), name
+    norm = math.sqrt(sum(float(g.double().square().sum()) for g in expected.gradients.values()))
+    assert scored.gradient_norm == pytest.approx(norm, rel=1e-4)
+
+
+def test_clipping_shortens_the_step_and_reports_the_norm_before(accelerator):
+    moves, norms = {}, {}
+    for limit in (None, 0.01):
+        lm = miniatures.build("llama")
+        policy = PolicyModule(lm, "tree")
+        reference = FrozenReference(PolicyModule(miniatures.build("llama", seed=1), "tree"))
+        step = Step(policy, reference, DPO, accelerator, seed=0)
+        before = weights(lm)
+        norms[limit] = step.train(
+            micros(), STATES, torch.optim.SGD(policy.parameters(), lr=1.0), 0, limit
+        ).gradient_norm
+        moves[limit] = math.sqrt(sum(float((p - before[n]).square().sum()) for n, p in weights(lm).items()))
+    assert norms[None] == norms[0.01] == pytest.approx(moves[None], rel=1e-3)
+    assert moves[0.01] == pytest.approx(0.01, rel=1e-2)
+    assert moves[None] > 1
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_step_that_is_not_finite_is_not_taken_and_names_its_rows(accelerator, value):
+    lm: Any = miniatures.build("llama")
+    examples = [miniatures.pair(4, 3, 2, row) for row in (5, 7)]
+    policy = PolicyModule(lm, "tree")
+    step = Step(policy, FrozenReference.copy_of(policy), DPO, accelerator, seed=0)
+    with torch.no_grad():
+        lm.model.norm.weight[0] = value
+    before = weights(lm)
+    with pytest.raises(PreftuneError, match=r"gradient of step 4 is not finite .*rows \[5, 7\]"):
+        step.train(micros(examples), STATES, optimizer(policy, OptimConfig(), 1e-3), 3, 1.0)
+    for name, after in weights(lm).items():
+        torch.testing.assert_close(after, before[name], rtol=0, atol=0, equal_nan=True)
+
+
+def test_dropout_is_a_function_of_seed_step_and_forward_alone(accelerator):
+    def losses(seed: int, step_number: int, disturbance: int) -> float:
+        policy = PolicyModule(miniatures.build("llama", attention_dropout=0.5), "tree")
+        reference = FrozenReference.copy_of(policy)
+        step = Step(policy, reference, DPO, accelerator, seed)
+        torch.manual_seed(disturbance)
+        torch.rand(disturbance)
+        return step.train(micros(), STATES, optimizer(policy, OptimConfig(), 1e-3), step_number, 1.0).loss
+
+    first = losses(0, 0, 1)
+    assert losses(0, 0, 2) == first
+    assert len({first, losses(1, 0, 1), losses(0, 1, 1)}) == 3
+
+
+def test_forwards_of_one_step_draw_different_dropout(accelerator):
+    policy = PolicyModule(miniatures.build("llama", attention_dropout=0.5), "tree")
+    step = Step(policy, FrozenReference.copy_of(policy), DPO, accelerator, 0)
+    same = miniatures.pairs()
+    scored = step.train(micros(same, same), STATES, optimizer(policy, OptimConfig(), 1e-3), 0, 1.0)
+    first, second = (piece["chosen_logp"] for piece in scored.columns)
+    assert not torch.equal(first, second)
+
+
+def test_a_mix_is_the_weighted_sum_of_its_terms(accelerator):
+    policy = PolicyModule(miniatures.build("llama"), "tree")
+    reference = FrozenReference(PolicyModule(miniatures.build("llama", seed=1), "tree"))
+
+    def loss(spec: Any) -> float:
+        objective = terms(spec)
+        return Step(policy, reference, objective, accelerator, 0).evaluate(micros(), STATES * len(objective)).loss
+
+    dpo, sft = loss({"name": "dpo", "beta": 0.3}), loss("sft")
+    mix = loss([{"name": "dpo", "beta": 0.3, "weight": 0.5}, {"name": "sft", "weight": 2.0}])
+    assert mix == pytest.approx(0.5 * dpo + 2 * sft, rel=1e-6)
+
+
+def test_sft_is_cross_entropy_per_response_token(accelerator):
+    lm = miniatures.build("gpt2")
+    chosen, tokens = 0.0, 0
+    with torch.no_grad():
+        for example in miniatures.pairs():
+            response = example.responses[0]
+            row = torch.as_tensor([*example.prompt, *response.ids]).long()
+            logits = lm(input_ids=row[None]).logits[0, len(example.prompt) - 1 : -1]
+            chosen += float(torch.nn.functional.cross_entropy(logits, row[len(example.prompt) :], reduction="sum"))
+            tokens += response.length
+    found = Step(PolicyModule(lm, "tree"), None, terms("sft"), accelerator, 0).evaluate(micros(), STATES).loss
+    assert found == pytest.approx(chosen / tokens, rel=1e-5)
+
+
+def test_only_adapters_move(accelerator):
+    lm: Any = adapt(miniatures.build("qwen2"), ModelConfig(lora=LoraConfig(r=2)), seed=0)
+    policy = PolicyModule(lm, "tree")
+    reference = reference_for(None, policy, policy)
+    step = Step(policy, reference, DPO, accelerator, 0)
+    before = weights(lm)
+    optim = optimizer(policy, OptimConfig(), 1e-2)
+    for number in range(2):
+        step.train(micros(), STATES, optim, number, 1.0)
+    moved = {name for name, p in weights(lm).items() if not torch.equal(p, before[name])}
+    assert moved == {name for name in before if "lora_" in name}
+    assert step.evaluate(micros(), STATES).loss < math.log(2)
+
+
+def test_steps_lower_the_loss_under_bf16_autocast_with_log_probs_in_float32():
+    AcceleratorState._reset_state(reset_partial_state=True)
+    accelerator = Accelerator(cpu=True, mixed_precision="bf16")
+    try:
+        policy = PolicyModule(miniatures.build("llama"), "tree")
+        reference = FrozenReference.copy_of(policy)
+        prepared, optim = accelerator.prepare(policy, optimizer(policy, OptimConfig(), 1e-3))
+        step = Step(prepared, reference, DPO, accelerator, 0)
+        exact_K = logps(reference.module, pack(miniatures.pairs())).logps_K
+        with torch.no_grad():
+            rounded_K = logps(prepared, pack(miniatures.pairs())).logps_K
+        assert rounded_K.dtype == torch.float32
+        assert 0 < (rounded_K - exact_K).abs().max() < 0.5
+        losses = [step.train(micros(), STATES, optim, number, 1.0).loss for number in range(4)]
+        assert losses[-1] < losses[0]
+        assert {p.dtype for p in policy.parameters()} == {torch.float32}
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
