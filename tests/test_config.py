@@ -383,7 +383,6 @@ def test_every_key_has_a_description() -> None:
     assert not list(undescribed(RunConfig))
 
 
-@pytest.mark.xfail(strict=True, reason="batch.size and optim.warmup_ratio are written beside what replaces them")
 @pytest.mark.parametrize("word", ["batch.tokens=200", "optim.warmup_steps=2"])
 def test_what_is_written_can_be_read_again(word: str, tmp_path: Path) -> None:
     config = load(word)
@@ -392,6 +391,5 @@ def test_what_is_written_can_be_read_again(word: str, tmp_path: Path) -> None:
     assert load(file=tmp_path / "config.yaml") == config
 
 
-@pytest.mark.xfail(strict=True, reason="data.held_out is read as a float, so that a number of records is refused")
 def test_held_out_takes_a_number_of_records(world: Path, tmp_path: Path) -> None:
     assert seen((*BASE, "data.held_out=5"), world, tmp_path)["records"] == {"train": 19, "held_out": 5}

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from preftune.data.examples import Example, Response
-from preftune.data.packing import PackedBatch, pack, pad
+from preftune.data.packing import PackedBatch, join, pack, pad
 from preftune.objectives.base import Role
 
 SHARED = (
@@ -91,6 +91,18 @@ def test_both_layouts_say_the_same_of_targets_responses_and_examples(given_examp
     assert packed.example_R.tolist() == [i for i, e in enumerate(given_examples) for _ in e.responses]
     for batch in (packed, padded):
         assert batch.ids_T[batch.last_R].tolist() == [int(r.ids[-1]) for r in responses]
+
+
+@settings(max_examples=40, deadline=None)
+@given(examples, st.integers(1, 3))
+def test_batches_join_into_what_one_batch_says(given_examples, size):
+    whole = pack(given_examples)
+    joined = join([pack(given_examples[at : at + size]) for at in range(0, len(given_examples), size)])
+    for name in set(SHARED) - {"target_K", "row_E"}:
+        torch.testing.assert_close(getattr(joined, name), getattr(whole, name), equal_nan=True, rtol=0, atol=0)
+    assert joined.token.keys() == whole.token.keys()
+    for name, values_K in whole.token.items():
+        torch.testing.assert_close(joined.token[name], values_K, equal_nan=True, rtol=0, atol=0)
 
 
 @settings(max_examples=30, deadline=None)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import miniatures
@@ -128,3 +130,10 @@ def test_the_comparison_leaves_no_gradient_behind():
     tree_error(PolicyModule(lm, "tree"))
     assert all(p.grad is None for p in lm.parameters())
     assert torch.is_grad_enabled()
+
+
+def test_the_script_behind_the_table_runs():
+    script = Path(__file__).parents[2] / "scripts" / "tree_safe.py"
+    done = subprocess.run([sys.executable, script, "llama", "bloom"], capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert [line.split()[:2] for line in done.stdout.splitlines()[:2]] == [["llama", "exact"], ["bloom", "refused"]]

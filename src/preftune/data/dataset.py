@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -43,7 +43,7 @@ class DataConfig(BaseModel):
     layout: str | None = Field(None, description="name of the rows' layout; none: recognised on sight")
     split: str | None = Field(None, description="split of a data set on the hub")
     limit: int | None = Field(None, ge=1, description="use the first rows only")
-    held_out: float = Field(0.1, ge=0, description="share (below 1) or number of records held out, by prompt")
+    held_out: int | float = Field(0.1, ge=0, description="share (below 1) or number of records held out, by prompt")
     held_out_path: str | None = Field(None, description="data of its own to hold out, instead of a share")
     bad_rows: Literal["error", "drop"] = Field("error", description="what becomes of rows that cannot be read")
     rendering: RenderingConfig = Field(default_factory=RenderingConfig, description="from text to tokens")
@@ -117,7 +117,9 @@ def read(
     unreadable, identical = Drops(config.bad_rows), Drops("drop")
 
     def read_all(of: str | Iterable[Any], split: str | None) -> list[Record]:
-        found = _as_records(of) or records(sources.rows(of, split=split), config.layout, unreadable)
+        found, of = _as_records(of)
+        if found is None:
+            found = records(sources.rows(of, split=split), config.layout, unreadable)
         return list(without_identical(islice(found, config.limit), identical))
 
     train = read_all(source, config.split)
@@ -154,8 +156,12 @@ def render(found: Records, tokenizer: Any, config: DataConfig) -> Examples:
     return Examples(sides[0], sides[1], [*messages, *renderer.notes], ends, template)
 
 
-def _as_records(source: str | Iterable[Any]) -> Iterator[Record] | None:
-    """The source, if it is a list of records already."""
-    if isinstance(source, list) and source and all(isinstance(record, Record) for record in source):
-        return iter(source)
-    return None
+def _as_records(source: str | Iterable[Any]) -> tuple[Iterator[Record] | None, str | Iterable[Any]]:
+    """The source as records, if that is what it holds already; and the source, none of it lost."""
+    if isinstance(source, str) or not isinstance(source, Sequence | Iterator):
+        return None, source
+    whole = iter(source)
+    first = list(islice(whole, 1))
+    if first and isinstance(first[0], Record):
+        return chain(first, whole), source
+    return None, chain(first, whole) if isinstance(source, Iterator) else source

@@ -181,8 +181,13 @@ def join(batches: Sequence[PackedBatch]) -> PackedBatch | Joined:
     responses = np.cumsum([0, *(len(batch.length_R) for batch in batches)])
     examples = np.cumsum([0, *(batch.examples for batch in batches)])
 
+    names = {name for batch in batches for name in batch.token}
+
     def cat(name: str) -> Tensor:
         return torch.cat([getattr(batch, name) for batch in batches])
+
+    def values(batch: PackedBatch, name: str) -> Tensor:
+        return batch.token.get(name, torch.full_like(batch.target_K, torch.nan, dtype=torch.float32))
 
     return Joined(
         response_K=torch.cat([batch.response_K + int(n) for batch, n in zip(batches, responses, strict=False)]),
@@ -193,7 +198,7 @@ def join(batches: Sequence[PackedBatch]) -> PackedBatch | Joined:
         weight_E=cat("weight_E"),
         confidence_E=cat("confidence_E"),
         gap_E=cat("gap_E"),
-        token={name: torch.cat([batch.token[name] for batch in batches]) for name in batches[0].token},
+        token={name: torch.cat([values(batch, name) for batch in batches]) for name in names},
     )
 
 

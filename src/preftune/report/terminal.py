@@ -43,8 +43,6 @@ def show_run(run: Run, console: Console | None = None) -> None:
             if low > 0
             else f"true reward per prompt changed by {difference['true_reward']:.3f} (95% {low:.3f} to {high:.3f})"
         )
-    for message in data.summary.get("messages", []):
-        console.print(f"note: {message}", markup=False)
     console.print(f"{data.summary['steps']} steps in {data.summary['seconds']:.1f} s", highlight=False)
     console.print(f"model:  {run.path / 'model'}", markup=False, highlight=False, soft_wrap=True)
     console.print(f"report: {run.report}", markup=False, highlight=False, soft_wrap=True)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+DEFAULT_SIZE = 8
 # Streams of random numbers that must not meet.
 ORDER, DROPOUT, SAMPLING = 1, 2, 3
 
@@ -16,15 +17,17 @@ class BatchConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    size: int = Field(8, ge=1, description="examples per optimiser step, over all processes")
+    size: int | None = Field(None, ge=1, description="examples per optimiser step, over all processes; none: 8")
     tokens: int | None = Field(None, ge=1, description="tokens per optimiser step, instead of size")
     micro_size: int | None = Field(None, ge=1, description="most examples per forward")
     micro_tokens: int | None = Field(16384, ge=1, description="most tokens per forward; a longer example runs alone")
 
     @model_validator(mode="after")
     def _one_budget(self) -> BatchConfig:
-        if self.tokens is not None and "size" in self.model_fields_set:
+        if self.tokens is not None and self.size is not None:
             raise ValueError("size and tokens both say how large a batch is: give one of them")
+        if self.tokens is None and self.size is None:
+            self.size = DEFAULT_SIZE
         return self
 
 
@@ -48,7 +51,7 @@ def plan_epoch(tokens: Sequence[int], config: BatchConfig, seed: int, epoch: int
         epoch: counted from 0.
     """
     order = [int(i) for i in random_stream(seed, ORDER, epoch).permutation(len(tokens))]
-    return group(order, tokens, None if config.tokens else config.size, config.tokens)
+    return group(order, tokens, config.size, config.tokens)
 
 
 def micro_batches(

@@ -1,6 +1,9 @@
-"""Before step 1: a reference that is declared a copy of the policy's start must agree with it."""
+"""What stops a run: a reference that is not the policy's start, and training that explodes."""
 
 from __future__ import annotations
+
+import math
+from collections.abc import Mapping
 
 import torch
 from torch import nn
@@ -12,6 +15,9 @@ from preftune.training.step import Micro
 
 # Nats per response token by which two forwards of the same weights may differ, by precision of the computation.
 TOLERANCE = {"no": 1e-5, "bf16": 2e-2, "fp16": 2e-3}
+
+# A loss this many times the first one (or 1, if that is more) does not come back.
+EXPLOSION = 100.0
 
 
 def check_start(policy: nn.Module, reference: Reference, micro: Micro, precision: str) -> float:
@@ -42,3 +48,44 @@ def check_start(policy: nn.Module, reference: Reference, micro: Micro, precision
             f"token (at most {TOLERANCE[precision]:g} in this precision): check model, adapter and reference.path"
         )
     return gap
+
+
+class ExplosionGate:
+    """Stops a run that will not come back: a loss beyond all bounds, or a policy that has come to know less of its own
+    data than a uniform guess (norms can keep both loss and gradients of such a policy finite).
+
+    A policy that begins near a uniform guess (a scratch model) is not held to the second.
+    """
+
+    def __init__(self, vocabulary: int | None) -> None:
+        """`vocabulary` is the number of token ids; None if it is not known."""
+        self.guess = None if vocabulary is None else -math.log(vocabulary)
+        self.first_loss: float | None = None
+        self.start: float | None = None
+
+    def check(self, found: Mapping[str, object], loss: float, step: int) -> None:
+        """Compare a batch, as it was before optimiser step `step` (from 1), with the first one.
+
+        Raises:
+            PreftuneError: if the loss is more than 100 times the first one, or if chosen and rejected responses are
+                both less likely than random tokens.
+        """
+        if self.first_loss is None:
+            self.first_loss = loss
+        if abs(loss) > EXPLOSION * max(1.0, abs(self.first_loss)):
+            raise PreftuneError(
+                f"training exploded before step {step}: the loss is {loss:.3g}, and was {self.first_loss:.3g} in the "
+                "first: lower optim.learning_rate"
+            )
+        names = ("chosen_logp_per_token", "rejected_logp_per_token")
+        known = [value for name in names if isinstance(value := found.get(name), float)]
+        if self.guess is None or not known:
+            return
+        best = max(known)
+        if self.start is None:
+            self.start = best
+        if self.start > 0.7 * self.guess and not best > 0.98 * self.guess:
+            raise PreftuneError(
+                f"training exploded before step {step}: the policy gives its data {best:.3g} nats per token, a uniform "
+                f"guess {self.guess:.3g}, its start {self.start:.3g}: lower optim.learning_rate"
+            )

@@ -15,6 +15,9 @@ from preftune.objectives.registry import Term
 # Where a default learning rate stands: models of this many parameters. Larger ones take smaller steps, by this power
 # (it joins 1e-3 for our 0.1M base, 5e-5 for a 7M scratch model and the published 2e-7 to 7e-7 for 7B and 8B models).
 DEFAULT_AT_PARAMETERS, DEFAULT_POWER, DEFAULT_LIMIT = 1e9, 0.75, 1e-3
+DEFAULT_WARMUP = 0.1
+# Beyond this, AdamW moves every weight by more than weights usually measure, in each step.
+UNUSUAL_RATE = 0.1
 
 
 class OptimConfig(BaseModel):
@@ -28,7 +31,9 @@ class OptimConfig(BaseModel):
     schedule: Literal["constant", "linear", "cosine"] = Field(
         "cosine", description="after warmup, down to 0 at the end"
     )
-    warmup_ratio: float = Field(0.1, ge=0, lt=1, description="share of all steps in which the rate rises from 0")
+    warmup_ratio: float | None = Field(
+        None, ge=0, lt=1, description="share of all steps in which the rate rises from 0; none: 0.1"
+    )
     warmup_steps: int | None = Field(None, ge=0, description="steps of warmup, instead of warmup_ratio")
     weight_decay: float = Field(0.0, ge=0, description="on matrices; norms and biases never decay")
     betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW's moment decays")
@@ -37,8 +42,10 @@ class OptimConfig(BaseModel):
 
     @model_validator(mode="after")
     def _one_warmup(self) -> OptimConfig:
-        if self.warmup_steps is not None and "warmup_ratio" in self.model_fields_set:
+        if self.warmup_steps is not None and self.warmup_ratio is not None:
             raise ValueError("warmup_steps and warmup_ratio both say how long the warmup is: give one of them")
+        if self.warmup_steps is None and self.warmup_ratio is None:
+            self.warmup_ratio = DEFAULT_WARMUP
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas must be in [0, 1), got {list(self.betas)}")
         return self
@@ -73,7 +80,9 @@ def optimizer(model: nn.Module, config: OptimConfig, learning_rate: float) -> to
 
 def rate_at(step: int, steps: int, config: OptimConfig) -> float:
     """Share of the peak learning rate in optimiser step `step` (from 0) of `steps`."""
-    warmup = config.warmup_steps if config.warmup_steps is not None else math.ceil(config.warmup_ratio * steps)
+    warmup = config.warmup_steps
+    if warmup is None:
+        warmup = math.ceil((config.warmup_ratio or 0) * steps)
     if step < warmup:
         return (step + 1) / warmup
     if config.schedule == "constant":

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import shutil
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,13 +23,14 @@ from preftune.data.packing import pack, pad
 from preftune.errors import PreftuneError
 from preftune.objectives.registry import Term
 from preftune.policy.layout import TOLERANCE, choose_layout, original_context, tree_error
+from preftune.policy.loading import vocabulary
 from preftune.policy.policy import PolicyModule
 from preftune.policy.reference import Reference
 from preftune.training import metrics
 from preftune.training.batches import micro_batches, plan_epoch
-from preftune.training.gate import check_start
+from preftune.training.gate import ExplosionGate, check_start
 from preftune.training.held_out import HeldOut, answers, fixed_prompts
-from preftune.training.optim import default_learning_rate, optimizer, rate_at
+from preftune.training.optim import UNUSUAL_RATE, default_learning_rate, optimizer, rate_at
 from preftune.training.progress import Bar
 from preftune.training.references import live_reference, reference_for, stored_reference
 from preftune.training.run_folder import RunFolder
@@ -90,6 +93,8 @@ class Trainer:
             count = sum(p.numel() for p in lm.parameters())
             rate = default_learning_rate(terms, count, config.model.lora is not None)
         self.learning_rate = rate
+        if rate > UNUSUAL_RATE:
+            self.messages.append(f"optim.learning_rate={rate:g} is far above what AdamW is used with (1e-7 to 1e-2)")
         self.prepared, self.optimizer = self.accelerator.prepare(
             self.policy, optimizer(self.policy, config.optim, rate)
         )
@@ -97,6 +102,7 @@ class Trainer:
         self.step = Step(self.prepared, reference, terms, self.accelerator, config.seed)
         self.batches = self._batches()
         self.states: States = tuple(term.objective.init() for term in terms)
+        self.explosion = ExplosionGate(vocabulary(lm))
 
     def fit(self) -> dict[str, Any]:
         """Train. Returns the summary (without writing it).
@@ -105,6 +111,9 @@ class Trainer:
             PreftuneError: if the reference is not the policy's start, or a step is not finite.
         """
         started = time.perf_counter()
+        if self.show:
+            for message in self.messages:
+                print(f"note: {message}", file=sys.stderr)
         if self.step.reference is not None and self.config.reference.path is None and self.config.train.check_start:
             check_start(self.prepared, self.step.reference, self._micros(self.batches[0])[0], self.precision)
         held_out = HeldOut(self.step, self._side(self.examples.held_out)) if self.examples.held_out else None
@@ -112,6 +121,7 @@ class Trainer:
         before = self._look("start", held_out, prompts, 0)
         seconds = self._loop(held_out)
         after = self._look("end", held_out, prompts, len(self.batches))
+        self.explosion.check(after, 0.0, len(self.batches) + 1)
         self.accelerator.end_training()
         trained = sum(len(batch) for batch in self.batches)
         return {
@@ -158,9 +168,12 @@ class Trainer:
         if not exact:
             if wanted == "tree":
                 raise PreftuneError(f"model.layout=tree is off by {error:.2g} nats on this model: set it to padded")
-            self.messages.append(
-                f"padded rows instead of prompt trees: trees are off by {error:.2g} nats on this model"
+            found = (
+                f"trees are off by {error:.2g} nats on this model"
+                if math.isfinite(error)
+                else "the model refuses trees"
             )
+            self.messages.append(f"padded rows instead of prompt trees: {found}")
             policy.use_layout("padded")
         return policy
 
@@ -224,6 +237,7 @@ class Trainer:
                 micros = self._micros(batch)
                 scored = self.step.train(micros, self.states, self.optimizer, step, config.optim.max_grad_norm)
                 self.states = scored.states
+                self.explosion.check(metrics.summarise(metrics.table(scored.columns)), scored.loss, step + 1)
                 window.scored.append((len(batch), scored))
                 window.tokens += sum(micro.batch.real_tokens for micro in micros)
                 window.computed += sum(micro.batch.tokens for micro in micros)
