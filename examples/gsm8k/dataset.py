@@ -45,7 +45,12 @@ def load(full: Path | None = None, seed: int = 0) -> GSM8KData:
     Raises:
         PreftuneError: if a file is missing or is not what it should be.
     """
-    folder, suffix = (SHIPPED, ".jsonl.gz") if full is None else (full, ".jsonl")
-    pairs = list(gsm8k.preferences(folder / f"example_model_solutions{suffix}"))
-    train, apart = held_out(pairs, HELD_OUT, seed)
-    return GSM8KData(list(gsm8k.demonstrations(folder / f"train{suffix}")), train, apart)
+    train, apart = held_out(list(gsm8k.preferences(solutions_file(full))), HELD_OUT, seed)
+    worked = SHIPPED / "train.jsonl.gz" if full is None else full / "train.jsonl"
+    return GSM8KData(list(gsm8k.demonstrations(worked)), train, apart)
+
+
+def solutions_file(full: Path | None = None) -> Path:
+    """Where the solutions are, right and wrong, of the shipped subset or of the full files."""
+    name = "example_model_solutions.jsonl"
+    return SHIPPED / f"{name}.gz" if full is None else full / name

@@ -41,7 +41,7 @@ class Settings:
 
 MODEL = ScratchConfig(vocab_size=2048, hidden_size=192, layers=3, heads=4, context=1024)
 FULL = Settings(MODEL, sft_epochs=2)
-SHIPPED = Settings(MODEL, sft_epochs=6)
+SHIPPED = Settings(MODEL, sft_epochs=4)
 QUICK = Settings(ScratchConfig(vocab_size=512, hidden_size=64, layers=2, heads=2, context=1024), sft_epochs=1)
 QUICK_ROWS = 48
 

@@ -120,6 +120,7 @@ def run(
     _check(config, terms, output, loaded=model is not None)
     records = dataset.read(config.data, source, config.seed, held_out)
     _check_kind(terms, records.kind)
+    _check_columns(terms, records)
     loaded = _load(config, model, tokenizer, records)
     examples = _render(records, loaded, config)
     with _own_attention(loaded.lm):
@@ -192,6 +193,23 @@ def _check_kind(terms: tuple[registry.Term, ...], kind: str) -> None:
             f"objective {names} learns from {dataset.WHAT[wanted]}, but the data has "
             f"{dataset.WHAT[kind]}: choose an objective for those"  # type: ignore[index]
         )
+
+
+def _check_columns(terms: tuple[registry.Term, ...], records: dataset.Records) -> None:
+    """Refuse records without a value that an objective cannot do without, or with one that it cannot use."""
+    for term in terms:
+        for name in sorted(term.objective.columns):
+            for record in (*records.train, *records.held_out):
+                value = getattr(record, name, None)
+                if value is None:
+                    raise PreftuneError(
+                        f"objective {term.name} learns from {name}, but {record.where} has none: give every row one, "
+                        "or choose another objective"
+                    )
+                try:
+                    term.objective.check_column(name, value)
+                except ValueError as error:
+                    raise PreftuneError(f"{record.where}, for objective {term.name}: {error}") from None
 
 
 def _render(records: dataset.Records, loaded: loading.Loaded, config: RunConfig) -> dataset.Examples:

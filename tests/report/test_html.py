@@ -15,7 +15,7 @@ from plotly.offline import get_plotlyjs
 
 from preftune.errors import PreftuneError
 from preftune.report.figures import Cell, Panel
-from preftune.report.html import _for_script, render, write
+from preftune.report.html import for_script, render, write
 from preftune.report.reading import read
 
 NASTY = [
@@ -155,7 +155,7 @@ def test_any_text_of_a_model_arrives_as_it_is(write_run, tmp_path, prompt, respo
 def test_figures_stay_inert_inside_their_script():
     trace = go.Scatter(y=[1.0], name="</script><b>\u2028&<!--")
     panel = Panel("key", "title", "caption", (Cell("y", [trace]),))
-    content = _for_script([panel])
+    content = for_script([panel])
     assert not set(content) & set("<>&\u2028")
     assert json.loads(content)["key"]["data"][0]["name"] == trace.name
 

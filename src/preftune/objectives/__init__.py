@@ -17,11 +17,14 @@ from preftune.objectives.registry import Term, build, class_names, names, resolv
 
 if TYPE_CHECKING:
     from preftune.objectives.base import LogProbs, Objective, Outcome, PairObjective, PairResult, Pairs, Role
+    from preftune.objectives.modifiers import Modified, Modifiers
 
 _CLASSES = {kind: name for name, kind in class_names().items()}
 
 __all__ = [
     "LogProbs",
+    "Modified",
+    "Modifiers",
     "Objective",
     "Outcome",
     "PairObjective",
@@ -37,6 +40,7 @@ __all__ = [
     "terms",
 ]
 __all__ += _CLASSES
+_CLASSES |= {"Modified": "modifiers", "Modifiers": "modifiers"}
 
 
 def __getattr__(name: str) -> Any:

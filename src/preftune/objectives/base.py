@@ -5,18 +5,24 @@ Tensor names carry their shape: K targets (response tokens), R responses, E exam
 
 from __future__ import annotations
 
+import importlib
 import math
+import os
+import sys
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from enum import IntEnum
 from typing import Any, ClassVar, Literal, Protocol, final
 
 import torch
 from torch import Tensor
 
+from preftune.errors import PreftuneError
+
 State = Mapping[str, Tensor]
 DataKind = Literal["pairs", "labels", "demonstrations"]
+Confidence = Literal["mixed", "read", "unused"]
 
 
 class Role(IntEnum):
@@ -125,6 +131,11 @@ class Objective(ABC):
         needs: names of the optional `LogProbs` fields that it reads.
         couples: True if an example's loss depends on other examples of the optimiser batch, or on a state. Such an
             objective always sees the whole optimiser batch at once.
+        confidence: what becomes of the probability that chosen is better. "mixed": its loss is the expected one under a
+            label of that probability (see `softened`); "read": its own formula has it; "unused": labels are certain.
+        refuses: why a modifier makes no sense here, by the modifier's name: the end of a sentence that says what to do.
+        columns: record columns, optional elsewhere ("gap"), in which every example must have a value.
+        finite_up_to: size of a response's log-prob, in nats, up to which loss and gradient are finite in float32.
         learning_rate: peak learning rate to start from when all weights of a model of 1B parameters train.
         lora_learning_rate: the same when LoRA adapters train.
     """
@@ -133,12 +144,30 @@ class Objective(ABC):
     data: ClassVar[DataKind] = "pairs"
     needs: ClassVar[frozenset[str]] = frozenset()
     couples: ClassVar[bool] = False
+    confidence: ClassVar[Confidence] = "unused"
+    refuses: ClassVar[Mapping[str, str]] = {}
+    columns: ClassVar[frozenset[str]] = frozenset()
+    finite_up_to: ClassVar[float] = 1e4
     learning_rate: ClassVar[float] = 1e-6
     lora_learning_rate: ClassVar[float] = 5e-5
+
+    @property
+    def needs_lengths(self) -> bool:
+        """True if the loss or the rewards depend on response lengths."""
+        return False
+
+    @property
+    def needs_tokens(self) -> bool:
+        """True if it reads more of a response than its whole log-prob, so that it has no `on_pairs`."""
+        return True
 
     def init(self) -> State:
         """State before the first step; empty for all objectives without running baselines."""
         return {}
+
+    def check_column(self, name: str, value: float) -> None:
+        """Raise ValueError, in one sentence, if a value of one of `columns` cannot be learned from."""
+        check(math.isfinite(value), f"{name} must be a finite number, got {value:g}")
 
     def weight_E(self, batch: Batch) -> Tensor:
         """Weight of each example in the mean of `loss_E`, shape E. It depends on the batch alone, so the training step
@@ -155,6 +184,65 @@ class Objective(ABC):
             batch: roles, lengths, weights and labels.
             state: what `init` or the previous optimiser step's `Outcome` gave.
         """
+
+    @final
+    def on_pairs(
+        self,
+        policy_chosen_logps: Tensor,
+        policy_rejected_logps: Tensor,
+        reference_chosen_logps: Tensor | None = None,
+        reference_rejected_logps: Tensor | None = None,
+        chosen_lengths: Tensor | None = None,
+        rejected_lengths: Tensor | None = None,
+        confidence: Tensor | None = None,
+        gap: Tensor | None = None,
+    ) -> PairResult:
+        """The objective on plain tensors, as in a notebook; for objectives on pairs that need no tokens.
+
+        Args:
+            policy_chosen_logps: log-probability of each chosen response under the policy, nats, shape E.
+            policy_rejected_logps: the same of each rejected response.
+            reference_chosen_logps: the same under the reference; not needed by reference-free objectives.
+            reference_rejected_logps: the same of each rejected response.
+            chosen_lengths: tokens of each chosen response, shape E; needed by objectives that read lengths only.
+            rejected_lengths: the same of each rejected response.
+            confidence: probability that chosen is better, shape E; 1 if not given.
+            gap: rated difference, shape E; needed by objectives that name it in `columns` only.
+
+        Returns:
+            Loss, rewards, delta and margin per pair; `.loss` is the mean.
+
+        Raises:
+            ValueError: if shapes differ, or the reference, the lengths or the gap are missing where they are needed.
+        """
+        name = type(self).__name__
+        if self.data != "pairs" or self.needs_tokens:
+            raise ValueError(f"{name} reads more than the log-probs of whole pairs: call it on a batch")
+        if self.reference and (reference_chosen_logps is None or reference_rejected_logps is None):
+            raise ValueError(f"{name} compares with a reference: give both reference log-probs")
+        if self.needs_lengths and (chosen_lengths is None or rejected_lengths is None):
+            raise ValueError(f"{name} reads lengths here: give chosen_lengths and rejected_lengths")
+        if "gap" in self.columns and gap is None:
+            raise ValueError(f"{name} learns from rated gaps: give gap")
+        zero = torch.zeros_like(policy_chosen_logps)
+        columns = {
+            "policy_chosen_logps": policy_chosen_logps,
+            "policy_rejected_logps": policy_rejected_logps,
+            "reference_chosen_logps": zero if reference_chosen_logps is None else reference_chosen_logps,
+            "reference_rejected_logps": zero if reference_rejected_logps is None else reference_rejected_logps,
+            "chosen_lengths": zero + math.nan if chosen_lengths is None else chosen_lengths,
+            "rejected_lengths": zero + math.nan if rejected_lengths is None else rejected_lengths,
+            "confidence": zero + 1 if confidence is None else confidence,
+            "gap": zero + math.nan if gap is None else gap,
+        }
+        for key, column in columns.items():
+            if column.shape != zero.shape:
+                expected = f"expected {tuple(zero.shape)} as policy_chosen_logps"
+                raise ValueError(f"{key} has shape {tuple(column.shape)}, {expected}")
+        for key in self.columns & columns.keys():
+            for value in columns[key].flatten().tolist():
+                self.check_column(key, value)
+        return _plain(self, *columns.values())
 
     def describe(self) -> dict[str, Any]:
         """The hyperparameters, by field name."""
@@ -191,9 +279,13 @@ class Pairs:
 
 
 class PairObjective(Objective):
-    """An objective over pairs that reads whole-response log-probs. Subclasses give `pair_loss` and `reward`."""
+    """An objective over pairs that reads whole-response log-probs. Subclasses give `pair_loss` and `reward`.
+
+    `pair_loss` takes labels as certain: the confidence of a pair is dealt with here, unless the class says otherwise.
+    """
 
     data: ClassVar[DataKind] = "pairs"
+    confidence: ClassVar[Confidence] = "mixed"
 
     @abstractmethod
     def pair_loss(self, pairs: Pairs) -> Tensor:
@@ -204,8 +296,7 @@ class PairObjective(Objective):
         """Implicit reward of responses, from their log-ratios (nats) and lengths (tokens); any one shape."""
 
     @property
-    def needs_lengths(self) -> bool:
-        """True if `pair_loss` or `reward` divides by response lengths."""
+    def needs_tokens(self) -> bool:
         return False
 
     @final
@@ -216,79 +307,27 @@ class PairObjective(Objective):
             if reference is None:
                 raise ValueError(f"{type(self).__name__} compares with a reference: give its log-probs")
             reference_R = reference.sums_R(batch).to(policy_R.dtype)
-        chosen_E, rejected_E = pair_indices(batch)
-        pairs = Pairs(
-            policy_R[chosen_E],
-            policy_R[rejected_E],
-            reference_R[chosen_E],
-            reference_R[rejected_E],
-            batch.length_R[chosen_E],
-            batch.length_R[rejected_E],
-            batch.confidence_E,
-            batch.gap_E,
-        )
         rewards_R = self.reward((policy_R - reference_R).detach(), batch.length_R)
-        return Outcome(self.pair_loss(pairs), rewards_R, state)
 
-    @final
-    def on_pairs(
-        self,
-        policy_chosen_logps: Tensor,
-        policy_rejected_logps: Tensor,
-        reference_chosen_logps: Tensor | None = None,
-        reference_rejected_logps: Tensor | None = None,
-        chosen_lengths: Tensor | None = None,
-        rejected_lengths: Tensor | None = None,
-        confidence: Tensor | None = None,
-        gap: Tensor | None = None,
-    ) -> PairResult:
-        """The objective on plain tensors, as in a notebook.
+        def outcome(batch: Batch) -> Outcome:
+            chosen_E, rejected_E = pair_indices(batch)
+            pairs = Pairs(
+                policy_R[chosen_E],
+                policy_R[rejected_E],
+                reference_R[chosen_E],
+                reference_R[rejected_E],
+                batch.length_R[chosen_E],
+                batch.length_R[rejected_E],
+                batch.confidence_E,
+                batch.gap_E,
+            )
+            return Outcome(self.pair_loss(pairs), rewards_R, state)
 
-        Args:
-            policy_chosen_logps: log-probability of each chosen response under the policy, nats, shape E.
-            policy_rejected_logps: the same of each rejected response.
-            reference_chosen_logps: the same under the reference; not needed by reference-free objectives.
-            reference_rejected_logps: the same of each rejected response.
-            chosen_lengths: tokens of each chosen response, shape E; needed by length-normalised objectives only.
-            rejected_lengths: the same of each rejected response.
-            confidence: probability that chosen is better, shape E; 1 if not given.
-            gap: rated difference, shape E; NaN if not given.
-
-        Returns:
-            Loss, rewards, delta and margin per pair; `.loss` is the mean.
-
-        Raises:
-            ValueError: if shapes differ, or the reference or the lengths are missing where they are needed.
-        """
-        given = (reference_chosen_logps, reference_rejected_logps)
-        if self.reference and any(logps is None for logps in given):
-            raise ValueError(f"{type(self).__name__} compares with a reference: give both reference log-probs")
-        if self.needs_lengths and (chosen_lengths is None or rejected_lengths is None):
-            raise ValueError(f"{type(self).__name__} divides by lengths here: give chosen_lengths and rejected_lengths")
-        nothing = torch.zeros_like(policy_chosen_logps)
-        unknown = torch.full_like(policy_chosen_logps, math.nan)
-        pairs = Pairs(
-            policy_chosen_logps,
-            policy_rejected_logps,
-            nothing if reference_chosen_logps is None else reference_chosen_logps,
-            nothing if reference_rejected_logps is None else reference_rejected_logps,
-            unknown if chosen_lengths is None else chosen_lengths,
-            unknown if rejected_lengths is None else rejected_lengths,
-            torch.ones_like(policy_chosen_logps) if confidence is None else confidence,
-            unknown if gap is None else gap,
-        )
-        for f in fields(pairs):
-            shape = getattr(pairs, f.name).shape
-            if shape != policy_chosen_logps.shape:
-                raise ValueError(
-                    f"{f.name.removesuffix('_E')} has shape {tuple(shape)}, expected "
-                    f"{tuple(policy_chosen_logps.shape)} as policy_chosen_logps"
-                )
-        loss_E = self.pair_loss(pairs)
-        with torch.no_grad():
-            chosen_E = self.reward(pairs.chosen_ratio_E, pairs.chosen_length_E)
-            rejected_E = self.reward(pairs.rejected_ratio_E, pairs.rejected_length_E)
-        return PairResult(loss_E, chosen_E, rejected_E, pairs.delta_E.detach())
+        if self.confidence == "mixed":
+            return softened(outcome, batch)
+        if self.confidence == "unused":
+            refuse_doubt(self, batch)
+        return outcome(batch)
 
 
 @dataclass(frozen=True)
@@ -316,6 +355,56 @@ class PairResult:
         return self.margin_E.mean()
 
 
+@dataclass(frozen=True)
+class PlainBatch:
+    """What an objective reads of a batch of plain tensors: one target for each response. Fields as in `Batch`."""
+
+    response_K: Tensor
+    example_R: Tensor
+    role_R: Tensor
+    score_R: Tensor
+    length_R: Tensor
+    weight_E: Tensor
+    confidence_E: Tensor
+    gap_E: Tensor
+    token: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+def _plain(
+    objective: Objective,
+    chosen: Tensor,
+    rejected: Tensor,
+    other_chosen: Tensor,
+    other_rejected: Tensor,
+    chosen_length: Tensor,
+    rejected_length: Tensor,
+    confidence: Tensor,
+    gap: Tensor,
+) -> PairResult:
+    """An objective on plain tensors of one shape: a batch whose responses have one target each, all chosen first."""
+
+    def both(of_chosen: Tensor, of_rejected: Tensor) -> Tensor:
+        return torch.cat([of_chosen.flatten(), of_rejected.flatten()])
+
+    policy_R, reference_R = both(chosen, rejected), both(other_chosen, other_rejected)
+    pair_E = torch.arange(chosen.numel(), device=chosen.device)
+    batch = PlainBatch(
+        response_K=torch.arange(len(policy_R), device=chosen.device),
+        example_R=pair_E.repeat(2),
+        role_R=both(torch.full_like(pair_E, int(Role.CHOSEN)), torch.full_like(pair_E, int(Role.REJECTED))),
+        score_R=torch.full_like(policy_R, math.nan),
+        length_R=both(chosen_length, rejected_length),
+        weight_E=torch.ones_like(gap.flatten()),
+        confidence_E=confidence.flatten(),
+        gap_E=gap.flatten(),
+    )
+    reference = LogProbs(reference_R) if objective.reference else None
+    outcome = objective(LogProbs(policy_R), reference, batch, objective.init())
+    chosen_reward, rejected_reward = (reward.reshape(chosen.shape) for reward in outcome.rewards_R.chunk(2))
+    delta = ((chosen - other_chosen) - (rejected - other_rejected)).detach()
+    return PairResult(outcome.loss_E.reshape(chosen.shape), chosen_reward, rejected_reward, delta)
+
+
 def pair_indices(batch: Batch) -> tuple[Tensor, Tensor]:
     """Indices of the chosen and of the rejected response of every example, each of shape E.
 
@@ -338,20 +427,50 @@ def role_indices(batch: Batch, role: Role) -> Tensor:
     return found[torch.argsort(batch.example_R[found], stable=True)]
 
 
-def expect(confidence_E: Tensor, label_smoothing: float, loss_E: Tensor, swapped_E: Tensor) -> Tensor:
-    """Expected loss when the label is right with probability `confidence_E`, less `label_smoothing`.
+def softened(outcome: Callable[[Batch], Outcome], batch: Batch) -> Outcome:
+    """The expected outcome where labels hold with a probability: p * loss + (1 - p) * loss of the swapped pairs.
 
     Args:
-        confidence_E: probability that chosen is better, from the data.
-        label_smoothing: probability that any label was flipped, in [0, 0.5).
-        loss_E: loss if chosen is better.
-        swapped_E: loss if rejected is better.
+        outcome: gives the outcome of a batch of pairs, and takes labels as certain.
+        batch: its `confidence_E` is p.
     """
-    p_E = confidence_E * (1 - label_smoothing) + (1 - confidence_E) * label_smoothing
-    return p_E * loss_E + (1 - p_E) * swapped_E
+    p_E = batch.confidence_E
+    right = outcome(batch)
+    if bool((p_E == 1).all()):
+        return right
+    wrong = outcome(swapped(batch))
+    return replace(right, loss_E=p_E * right.loss_E + (1 - p_E) * wrong.loss_E)
+
+
+def swapped(batch: Batch) -> Batch:
+    """The batch with the opposite labels: chosen for rejected, p for 1 - p, gap for -gap."""
+    role_R = batch.role_R.clone()
+    role_R[batch.role_R == Role.CHOSEN], role_R[batch.role_R == Role.REJECTED] = int(Role.REJECTED), int(Role.CHOSEN)
+    return replace(batch, role_R=role_R, confidence_E=1 - batch.confidence_E, gap_E=-batch.gap_E)  # type: ignore[type-var]
+
+
+def refuse_doubt(objective: Objective, batch: Batch) -> None:
+    """Raise PreftuneError if any label is less than certain; for objectives that cannot use the probability."""
+    if not bool((batch.confidence_E == 1).all()):
+        raise PreftuneError(
+            f"{type(objective).__name__} takes labels as certain, but the data has confidences below 1: set "
+            "modifiers.confidence to weight or ignore"
+        )
+
+
+def imported(module: str) -> Any:
+    """Import a user's module; the current folder counts, as it does for a Python script."""
+    if os.getcwd() not in sys.path and "" not in sys.path:
+        sys.path.append(os.getcwd())
+    return importlib.import_module(module)
 
 
 def check(condition: bool, message: str) -> None:
     """Raise ValueError(message) unless the condition holds; for hyperparameters in `__post_init__`."""
     if not condition:
         raise ValueError(message)
+
+
+def check_positive(name: str, value: float, meaning: str) -> None:
+    """Raise ValueError unless a hyperparameter is finite and > 0; `meaning` says what it is or what is usual."""
+    check(0 < value < math.inf, f"{name} must be finite and > 0, got {value}: {meaning}")

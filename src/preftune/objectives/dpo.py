@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from preftune.objectives.base import PairObjective, Pairs, check, expect
+from preftune.objectives.base import PairObjective, Pairs, check
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class DPO(PairObjective):
 
         With label smoothing e (conservative DPO) the label is taken as right with probability p = 1 - e:
         loss = -p * log sigmoid(beta * delta) - (1 - p) * log sigmoid(-beta * delta)
-        The data's confidence column, where there is one, takes the place of certainty before smoothing.
+        A confidence c in the data makes it p = c * (1 - e) + (1 - c) * e.
 
     Source: Rafailov et al. 2023, "Direct Preference Optimization", arXiv 2305.18290, equation 7; label smoothing from
         the authors' repository (cDPO), default 0 as there.
@@ -54,7 +54,8 @@ class DPO(PairObjective):
 
     def pair_loss(self, pairs: Pairs) -> Tensor:
         margin_E = self.beta * pairs.delta_E
-        return expect(pairs.confidence_E, self.label_smoothing, -logsigmoid(margin_E), -logsigmoid(-margin_E))
+        right_E, wrong_E = -logsigmoid(margin_E), -logsigmoid(-margin_E)
+        return (1 - self.label_smoothing) * right_E + self.label_smoothing * wrong_E
 
     def reward(self, ratio: Tensor, length: Tensor) -> Tensor:
         return self.beta * ratio

@@ -6,7 +6,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from preftune.objectives.base import PairObjective, Pairs, check, expect
+from preftune.objectives.base import PairObjective, Pairs, check
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,8 @@ class IPO(PairObjective):
         loss = (delta - 1 / (2 tau))^2
         delta = log(pi(chosen) / pi_ref(chosen)) - log(pi(rejected) / pi_ref(rejected))
 
-        With confidence p that chosen is better: p * (delta - 1/(2 tau))^2 + (1 - p) * (delta + 1/(2 tau))^2.
+        With confidence p that chosen is better: p * (delta - 1/(2 tau))^2 + (1 - p) * (delta + 1/(2 tau))^2, smallest
+        at delta = (2p - 1) / (2 tau).
         With average "mean", each log-ratio is divided by its own response's length first, and the target 1/(2 tau) is
         in nats per token.
 
@@ -58,8 +59,7 @@ class IPO(PairObjective):
     def pair_loss(self, pairs: Pairs) -> Tensor:
         chosen_E = self._scaled(pairs.chosen_ratio_E, pairs.chosen_length_E)
         rejected_E = self._scaled(pairs.rejected_ratio_E, pairs.rejected_length_E)
-        delta_E, target = chosen_E - rejected_E, 1 / (2 * self.tau)
-        return expect(pairs.confidence_E, 0.0, (delta_E - target) ** 2, (delta_E + target) ** 2)
+        return (chosen_E - rejected_E - 1 / (2 * self.tau)) ** 2
 
     def reward(self, ratio: Tensor, length: Tensor) -> Tensor:
         return self.tau * self._scaled(ratio, length)

@@ -11,9 +11,7 @@ import importlib
 import inspect
 import json
 import math
-import os
-import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
@@ -24,8 +22,8 @@ from preftune.errors import PreftuneError
 if TYPE_CHECKING:
     from preftune.objectives.base import DataKind, Objective
 
-RESERVED = ("name", "weight")
-_NO_OBJECTIVES = {"base", "registry"}
+RESERVED = ("name", "weight", "modifiers")
+_NO_OBJECTIVES = {"base", "modifiers", "registry"}
 
 
 @dataclass(frozen=True)
@@ -119,48 +117,69 @@ def resolve(name: str) -> type[Objective]:
     return found
 
 
-def build(name: str, **hyperparameters: Any) -> Objective:
+def build(name: str, modifiers: Mapping[str, Any] | None = None, **hyperparameters: Any) -> Objective:
     """An objective by name.
 
     Args:
         name: a name from `names()`, or `package.module:Class`.
+        modifiers: fields of `modifiers.Modifiers`; none: the objective as it is.
         **hyperparameters: the fields of the class; defaults for the rest.
 
     Raises:
-        PreftuneError: one sentence, if the name or a field is unknown, or a value has the wrong type or is refused.
+        PreftuneError: one sentence, if the name or a field is unknown, or a value has the wrong type or is refused, or
+            a modifier makes no sense for the objective.
 
     Example:
         >>> build("ipo", tau=0.5, average="mean")
         IPO(tau=0.5, average='mean')
+        >>> build("dpo", modifiers={"temperature": 2.0}).describe()["modifiers"]["temperature"]
+        2.0
     """
+    from preftune.objectives.modifiers import Modified, Modifiers
+
+    cls = resolve(name)
+    objective: Objective = _made(cls, f"objective {name}", "field", hyperparameters, _fields(Modifiers))
+    if modifiers is None:
+        return objective
+    if not isinstance(modifiers, Mapping):
+        raise PreftuneError(
+            f"objective {name}: modifiers is {modifiers!r}, expected a mapping such as {{temperature: 2}}"
+        )
+    given: Modifiers = _made(Modifiers, f"objective {name}: modifiers", "field", modifiers)
+    try:
+        return Modified(objective, given) if given.given() else objective
+    except ValueError as error:  # this objective refuses one of them
+        raise PreftuneError(f"objective {name}: {error}") from None
+
+
+def _made(cls: type[Any], where: str, what: str, values: Mapping[str, Any], elsewhere: Collection[str] = ()) -> Any:
+    """A dataclass from plain values, or one sentence that says what is wrong with them."""
     from pydantic import TypeAdapter, ValidationError
     from pydantic.errors import PydanticUserError
 
     from preftune.yaml_text import found
     from preftune.yaml_tree import complaint, nearest
 
-    cls = resolve(name)
-    for key, value in hyperparameters.items():
+    for key, value in values.items():
         if key not in _fields(cls):
-            raise PreftuneError(f"objective {name} has no field {key}{nearest(key, _fields(cls))}")
+            meant = f"; did you mean modifiers.{key}?" if key in elsewhere else nearest(key, _fields(cls))
+            raise PreftuneError(f"{where} has no {what} {key}{meant}")
         try:
             json.dumps(value)
         except (TypeError, ValueError):
-            raise PreftuneError(f"objective {name}: {key} is {found(value)}, expected a plain value") from None
+            raise PreftuneError(f"{where}: {key} is {found(value)}, expected a plain value") from None
     try:
         # JSON mode: strict about types, yet takes a list for a tuple and a text for an enum
-        return TypeAdapter(cls).validate_json(json.dumps(hyperparameters), strict=True)
+        return TypeAdapter(cls).validate_json(json.dumps(dict(values)), strict=True)
     except ValidationError as error:
         first = error.errors()[0]
         if not first["loc"]:  # from __post_init__
-            raise PreftuneError(
-                f"objective {name} is refused: {first.get('ctx', {}).get('error', first['msg'])}"
-            ) from None
+            raise PreftuneError(f"{where} is refused: {first.get('ctx', {}).get('error', first['msg'])}") from None
         same = [each for each in error.errors() if each["loc"][:1] == first["loc"][:1]]
-        raise PreftuneError(f"objective {name}: {first['loc'][0]} {complaint(same)}") from None
+        raise PreftuneError(f"{where}: {first['loc'][0]} {complaint(same)}") from None
     except PydanticUserError as error:
         problem = str(error).splitlines()[0]
-        raise PreftuneError(f"objective {name}: a field has a type that no config can hold: {problem}") from None
+        raise PreftuneError(f"{where}: a field has a type that no config can hold: {problem}") from None
 
 
 def terms(spec: Any) -> tuple[Term, ...]:
@@ -218,6 +237,7 @@ def data_kind(terms: Iterable[Term]) -> DataKind:
 
 def _term(spec: Any, position: str) -> Term:
     from preftune.objectives.base import Objective
+    from preftune.objectives.modifiers import Modified
 
     match spec:
         case Term():
@@ -225,7 +245,7 @@ def _term(spec: Any, position: str) -> Term:
         case str():
             return Term(spec, build(spec))
         case Objective():
-            return Term(_name_of(type(spec)), spec)
+            return Term(_name_of(type(spec.inner if isinstance(spec, Modified) else spec)), spec)
         case Mapping():
             given = dict(spec)
             if given.get("name") is None:
@@ -244,16 +264,16 @@ def _name_of(kind: type[Objective]) -> str:
     return stem if ours else f"{kind.__module__}:{kind.__qualname__}"
 
 
-def _fields(kind: type[Objective]) -> list[str]:
-    return [field.name for field in fields(kind) if field.init]  # type: ignore[arg-type]
+def _fields(kind: type[Any]) -> list[str]:
+    return [field.name for field in fields(kind) if field.init]
 
 
 def _import(module: str, name: str) -> Any:
-    """Import a user's module; the current folder counts, as it does for a Python script."""
-    if os.getcwd() not in sys.path and "" not in sys.path:
-        sys.path.append(os.getcwd())
+    """Import a user's module, or say in one sentence why it cannot be."""
+    from preftune.objectives.base import imported
+
     try:
-        return importlib.import_module(module)
+        return imported(module)
     except ModuleNotFoundError as error:
         missing = error.name or module
         where = "in the current folder or the environment"

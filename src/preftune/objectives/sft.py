@@ -1,5 +1,6 @@
 """Supervised fine-tuning."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -34,6 +35,10 @@ class SFT(Objective):
 
     reference: ClassVar[bool] = False
     data: ClassVar[DataKind] = "demonstrations"
+    refuses: ClassVar[Mapping[str, str]] = {
+        "average": "its loss is a mean over tokens already: leave it out",
+        "temperature": "a likelihood has no log-ratio to divide; set its weight in the mix",
+    }
     learning_rate: ClassVar[float] = 2e-5
     lora_learning_rate: ClassVar[float] = 2e-4
 

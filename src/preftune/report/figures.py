@@ -66,7 +66,7 @@ class Panel:
     def figure(self) -> go.Figure:
         """The figure, without its title: the page has that."""
         figure = make_subplots(rows=len(self.cells), shared_xaxes=True, vertical_spacing=0.12)
-        _fill(figure, [(cell, row, 1) for row, cell in enumerate(self.cells, start=1)])
+        fill(figure, [(cell, row, 1) for row, cell in enumerate(self.cells, start=1)])
         figure.update_xaxes(title_text=self.x_title, row=len(self.cells), col=1)
         return figure
 
@@ -93,7 +93,7 @@ def overview(history: History) -> go.Figure:
     figure = make_subplots(
         rows=rows, cols=columns, subplot_titles=titles, horizontal_spacing=0.08, vertical_spacing=0.15
     )
-    _fill(figure, [(panel.cells[0], i // columns + 1, i % columns + 1) for i, panel in enumerate(found)])
+    fill(figure, [(panel.cells[0], i // columns + 1, i % columns + 1) for i, panel in enumerate(found)])
     figure.update_annotations(font_size=14)
     figure.update_xaxes(title_text="training step", title_standoff=6, row=rows)
     figure.update_layout(
@@ -280,7 +280,7 @@ def _line(history: History, kind: Kind, key: str, name: str, colour: str) -> lis
     return [
         go.Scatter(
             x=steps,
-            y=[_short(value) for value in values],
+            y=[short(value) for value in values],
             name=name,
             mode="lines+markers" if held_out or len(steps) == 1 else "lines",
             line={"color": colour, "width": 2.4 if held_out else 1.3},
@@ -301,7 +301,7 @@ def _band(history: History, kind: Kind, keys: str | tuple[str, str], name: str) 
     if not found:
         return []
     steps = [step for step, _ in found]
-    lows, highs = [_short(low) for _, (low, _) in found], [_short(high) for _, (_, high) in found]
+    lows, highs = [short(low) for _, (low, _) in found], [short(high) for _, (_, high) in found]
     return [
         go.Scatter(
             x=steps + steps[::-1],
@@ -309,7 +309,7 @@ def _band(history: History, kind: Kind, keys: str | tuple[str, str], name: str) 
             name=name,
             mode="lines",
             fill="toself",
-            fillcolor=_transparent(HELD_OUT if kind == "eval" else TRAINING, 0.2),
+            fillcolor=transparent(HELD_OUT if kind == "eval" else TRAINING, 0.2),
             line={"width": 0},
             hoverinfo="skip",
         )
@@ -342,20 +342,20 @@ def _histogram(row: dict[str, Any]) -> list[go.Scatter]:
         edges, densities = found
         traces.append(
             go.Scatter(
-                x=[_short(edge) for edge in (edges[0], *edges)],
-                y=[0.0, *(_short(density) for density in densities), 0.0],
+                x=[short(edge) for edge in (edges[0], *edges)],
+                y=[0.0, *(short(density) for density in densities), 0.0],
                 name=name,
                 mode="lines",
                 line={"color": colour, "width": 1.6, "shape": "hv"},
                 fill="tozeroy",
-                fillcolor=_transparent(colour, 0.25),
+                fillcolor=transparent(colour, 0.25),
                 hovertemplate="%{y:.3g}",
             )
         )
     return traces
 
 
-def _fill(figure: go.Figure, places: Sequence[tuple[Cell, int, int]]) -> None:
+def fill(figure: go.Figure, places: Sequence[tuple[Cell, int, int]]) -> None:
     """Put cells into the grid, each name once into the legend, and dress the figure."""
     seen: set[str] = set()
     for cell, row, column in places:
@@ -383,11 +383,11 @@ def _fill(figure: go.Figure, places: Sequence[tuple[Cell, int, int]]) -> None:
     )
 
 
-def _transparent(colour: str, alpha: float) -> str:
+def transparent(colour: str, alpha: float) -> str:
     red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
     return f"rgba({red},{green},{blue},{alpha})"
 
 
-def _short(value: float) -> float:
+def short(value: float) -> float:
     """Six significant digits: what a figure can show, at half the size of the page."""
     return float(f"{value:.6g}")

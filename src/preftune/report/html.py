@@ -52,7 +52,7 @@ def render(run: RunData) -> str:
     )
     drawn = panels(run.history)
     rows = changes(run)
-    plotly_js, page_js = get_plotlyjs(), _text("page.js.jinja")
+    plotly_js, page_js = get_plotlyjs(), js_text("page.js.jinja")
     return environment.get_template("page.html.jinja").render(
         title=run.path.resolve().name,
         verdict=verdict(run),
@@ -63,15 +63,15 @@ def render(run: RunData) -> str:
         in_sight=SAMPLES_IN_SIGHT,
         config=run.config_text,
         manifest={key: _plain(value) for key, value in run.manifest.items()},
-        figures=_for_script(drawn),
-        css=Markup(_text("page.css.jinja")),
+        figures=for_script(drawn),
+        css=Markup(js_text("page.css.jinja")),
         plotly_js=Markup(plotly_js),
         page_js=Markup(page_js),
-        script_hashes=" ".join(f"'sha256-{_sha256(script)}'" for script in (plotly_js, page_js)),
+        script_hashes=" ".join(f"'sha256-{sha256(script)}'" for script in (plotly_js, page_js)),
     )
 
 
-def _for_script(drawn: list[Panel]) -> Markup:
+def for_script(drawn: list[Panel]) -> Markup:
     """The figures as JSON that may stand in a <script>: no `<`, so neither `</script>` nor `<!--` can occur in it."""
     content = "{" + ",".join(f"{json.dumps(panel.key)}:{panel.figure().to_json()}" for panel in drawn) + "}"
     for character in "<>&\u2028\u2029":
@@ -79,11 +79,11 @@ def _for_script(drawn: list[Panel]) -> Markup:
     return Markup(content)
 
 
-def _text(name: str) -> str:
+def js_text(name: str) -> str:
     return files("preftune.report").joinpath(name).read_text(encoding="utf-8").strip()
 
 
-def _sha256(script: str) -> str:
+def sha256(script: str) -> str:
     return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 

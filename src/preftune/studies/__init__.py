@@ -1,0 +1,1 @@
+"""Experiments of the papers, run again by one command each, with the limits that must hold."""

@@ -1,0 +1,1 @@
+"""Exact answers to hold objectives, trainers and data against: they need no model."""
