@@ -384,6 +384,7 @@ def fill(figure: go.Figure, places: Sequence[tuple[Cell, int, int]]) -> None:
 
 
 def transparent(colour: str, alpha: float) -> str:
+    """A colour (#rrggbb) that lets what is behind it through."""
     red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
     return f"rgba({red},{green},{blue},{alpha})"
 

@@ -80,10 +80,12 @@ def for_script(drawn: list[Panel]) -> Markup:
 
 
 def js_text(name: str) -> str:
+    """A file of this package, as text."""
     return files("preftune.report").joinpath(name).read_text(encoding="utf-8").strip()
 
 
 def sha256(script: str) -> str:
+    """The digest of a script, as a content security policy names it."""
     return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 
