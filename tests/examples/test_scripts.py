@@ -66,3 +66,11 @@ def test_gsm8k_quick(tmp_path: Path) -> None:
         assert (out / name / "report.html").is_file()
     manifest = (out / "ipo" / "config.yaml").read_text()
     assert "sft/model" in manifest, "preference training starts from what SFT left"
+
+    shown = script("gsm8k/shortcuts.py", tmp_path, "--runs", "out")
+    readme = (EXAMPLES / "gsm8k" / "README.md").read_text()
+    assert ".785 (.722 to .838) |" in readme
+    assert "0.785  (0.722 to 0.838)" in shown
+    for name in ("dpo", "ipo"):
+        assert f"{name}, 260 pairs in which the better author is right" in shown
+        assert f"{name}, 71 pairs in which the worse author is right" in shown
