@@ -85,8 +85,9 @@ def train(
         blocks["output"]["path"] = str(output)
     if overwrite:
         blocks["output"]["overwrite"] = True
-    if objective is not None:
-        blocks["objective"] = registry.spec_of(registry.terms(objective))
+    terms = None if objective is None else registry.terms(objective)
+    if terms is not None:
+        blocks["objective"] = registry.spec_of(terms)
     resolved = yaml_tree.load(RunConfig, None, [], base=blocks, tagged=("objective",))
     return run(
         resolved,
@@ -94,7 +95,7 @@ def train(
         held_out=held_out,
         model=given,
         tokenizer=tokenizer,
-        terms=None if objective is None else registry.terms(objective),
+        terms=terms,
         probe=probe,
         show=not quiet,
     )

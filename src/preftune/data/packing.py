@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from preftune.data.examples import Example, Response
+from preftune.objectives.base import PlainBatch
 
 
 @dataclass
@@ -159,22 +160,7 @@ def pad(examples: Sequence[Example], pad_id: int = 0) -> PackedBatch:
     return _batch(examples, ids.ravel(), positions, attended.ravel(), sources, last, None, row_length)
 
 
-@dataclass(frozen=True)
-class Joined:
-    """What objectives read of several batches, as if they were one; fields as in `PackedBatch`."""
-
-    response_K: Tensor
-    example_R: Tensor
-    role_R: Tensor
-    score_R: Tensor
-    length_R: Tensor
-    weight_E: Tensor
-    confidence_E: Tensor
-    gap_E: Tensor
-    token: Mapping[str, Tensor]
-
-
-def join(batches: Sequence[PackedBatch]) -> PackedBatch | Joined:
+def join(batches: Sequence[PackedBatch]) -> PackedBatch | PlainBatch:
     """Several batches as objectives see one: responses and examples are counted on from batch to batch."""
     if len(batches) == 1:
         return batches[0]
@@ -189,7 +175,7 @@ def join(batches: Sequence[PackedBatch]) -> PackedBatch | Joined:
     def values(batch: PackedBatch, name: str) -> Tensor:
         return batch.token.get(name, torch.full_like(batch.target_K, torch.nan, dtype=torch.float32))
 
-    return Joined(
+    return PlainBatch(
         response_K=torch.cat([batch.response_K + int(n) for batch, n in zip(batches, responses, strict=False)]),
         example_R=torch.cat([batch.example_R + int(n) for batch, n in zip(batches, examples, strict=False)]),
         role_R=cat("role_R"),

@@ -357,7 +357,8 @@ class PairResult:
 
 @dataclass(frozen=True)
 class PlainBatch:
-    """What an objective reads of a batch of plain tensors: one target for each response. Fields as in `Batch`."""
+    """What an objective reads of a batch, and nothing else: plain tensors, or several batches joined. Fields as in
+    `Batch`."""
 
     response_K: Tensor
     example_R: Tensor
