@@ -18,7 +18,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
 
 from preftune.data.examples import Example, Response
 from preftune.data.packing import PackedBatch, pack, pad
-from preftune.objectives.base import LogProbs, Role
+from preftune.objectives.batch import LogProbs, Role
 from preftune.objectives.dpo import DPO
 from preftune.policy.policy import Layout, PolicyModule, logps
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from preftune import yaml_tree
 from preftune.config import RunConfig
 from preftune.data import dataset
+from preftune.data.baselines import with_baselines
 from preftune.errors import PreftuneError
 from preftune.objectives import registry
 from preftune.policy import loading
@@ -124,6 +126,12 @@ def run(
     _check_columns(terms, records)
     loaded = _load(config, model, tokenizer, records)
     examples = _render(records, loaded, config)
+    _check_sizes(terms, examples)
+    if any(term.objective.baselines for term in terms):
+        train, held_out = (
+            with_baselines(side, examples.train, config.seed) for side in (examples.train, examples.held_out)
+        )
+        examples = replace(examples, train=train, held_out=held_out)
     with _own_attention(loaded.lm):
         folder = RunFolder.create(output, config.output.overwrite)
         try:
@@ -153,6 +161,7 @@ def run(
 
 def _check(config: RunConfig, terms: tuple[registry.Term, ...], output: Path, loaded: bool) -> None:
     """Refuse what shows to be wrong before data and model are read."""
+    _check_batch(config, terms)
     loading.check_keys(config.model, loaded)
     if not loaded:
         loading.check_path(config.model)
@@ -175,6 +184,29 @@ def _check(config: RunConfig, terms: tuple[registry.Term, ...], output: Path, lo
             )
 
 
+def _check_batch(config: RunConfig, terms: tuple[registry.Term, ...]) -> None:
+    """Refuse batches too small for an objective."""
+    for term in terms:
+        least = term.objective.least_examples
+        if config.batch.size is not None and config.batch.size < least:
+            raise PreftuneError(
+                f"objective {term.name} compares the examples of a batch, at least {least} of them, but batch.size is "
+                f"{config.batch.size}: set it to {least} or more"
+            )
+
+
+def _check_sizes(terms: tuple[registry.Term, ...], examples: dataset.Examples) -> None:
+    """Refuse data too small for an objective."""
+    for term in terms:
+        least = term.objective.least_examples
+        for name, side in (("training", examples.train), ("held-out", examples.held_out)):
+            if 0 < len(side) < least:
+                raise PreftuneError(
+                    f"objective {term.name} compares at least {least} examples, but the {name} data has {len(side)}: "
+                    "give more data, or another data.held_out"
+                )
+
+
 def _blocks(config: str | Path | Mapping[str, Any] | None, settings: Mapping[str, Any]) -> dict[str, Any]:
     """The config as given, as a mapping of blocks that may be written to."""
     given = yaml_tree.read(Path(config)) if isinstance(config, str | Path) else dict(config or {})
@@ -188,7 +220,7 @@ def _blocks(config: str | Path | Mapping[str, Any] | None, settings: Mapping[str
 
 def _check_kind(terms: tuple[registry.Term, ...], kind: str) -> None:
     wanted = registry.data_kind(terms)
-    if wanted != kind and not (wanted == "demonstrations" and kind == "pairs"):
+    if kind not in (wanted, "pairs"):
         names = "+".join(term.name for term in terms)
         raise PreftuneError(
             f"objective {names} learns from {dataset.WHAT[wanted]}, but the data has "

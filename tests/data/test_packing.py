@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from preftune.data.examples import Example, Response
 from preftune.data.packing import PackedBatch, join, pack, pad
-from preftune.objectives.base import Role
+from preftune.objectives.batch import Role
 
 SHARED = (
     *("target_K", "response_K", "example_R", "role_R", "score_R", "length_R"),

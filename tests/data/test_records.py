@@ -17,6 +17,7 @@ from preftune.data.records import (
     Judged,
     Message,
     Preference,
+    Ranking,
     Record,
     Where,
     fingerprint,
@@ -179,6 +180,39 @@ SINGLES: dict[str, tuple[str, dict[str, Any], tuple[Any, Any]]] = {
 }
 
 
+RANKINGS: dict[str, tuple[str, dict[str, Any], tuple[Any, Any, Any]]] = {
+    "scores": (
+        "prompt-rankings",
+        {"prompt": "Why?", "responses": [" Because.", " No idea.", " Hm."], "scores": [3, "1.5", 1.5]},
+        ("Why?", (" Because.", " No idea.", " Hm."), (3.0, 1.5, 1.5)),
+    ),
+    "ranks, of which the first is the best": (
+        "prompt-rankings",
+        {"question": chat(U), "completions": [chat(A), "No idea."], "ranks": [2, 1]},
+        ((U,), ((A,), (B,)), (-2.0, -1.0)),
+    ),
+    "alpaca": (
+        "alpaca-rankings",
+        {"instruction": "Why?", "completions": ["Because.", "No idea."], "ratings": [5, 2], "weight": 1},
+        ((U,), ((A,), (B,)), (5.0, 2.0)),
+    ),
+    "ShareGPT": (
+        "chat-rankings",
+        {"conversations": sharegpt(U), "responses": ["Because.", "No idea."], "ranking": [1, 2], "system": "Be brief."},
+        ((S, U), ((A,), (B,)), (-1.0, -2.0)),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", RANKINGS)
+def test_rankings_in_every_layout(read: Read, case: str) -> None:
+    layout, row, (prompt, responses, scores) = RANKINGS[case]
+    (record,) = read(row)
+    assert record == Ranking(prompt, responses, scores, Where("given data", 0))
+    assert read(row, layout=layout) == [record]
+    assert layouts.recognise(row).name == layout
+
+
 @pytest.mark.parametrize("case", PAIRS)
 def test_pairs_in_every_layout(read: Read, case: str) -> None:
     layout, row, (prompt, chosen, rejected) = PAIRS[case]
@@ -201,7 +235,9 @@ def test_verdicts_and_demonstrations_in_every_layout(read: Read, case: str) -> N
 
 
 def test_every_layout_has_a_case() -> None:
-    assert {layout for layout, _, _ in [*PAIRS.values(), *SINGLES.values()]} == {each.name for each in layouts.LAYOUTS}
+    assert {layout for layout, _, _ in [*PAIRS.values(), *SINGLES.values(), *RANKINGS.values()]} == {
+        each.name for each in layouts.LAYOUTS
+    }
 
 
 def test_layout_can_be_overridden(read: Read) -> None:
@@ -491,7 +527,13 @@ def check_records(found: list[Record]) -> None:
     """What every record holds, whatever it was read from."""
     assert len(fingerprint(found)) == 64
     for record in found:
-        responses = (record.chosen, record.rejected) if isinstance(record, Preference) else (record.response,)
+        if isinstance(record, Preference):
+            responses: tuple[Any, ...] = (record.chosen, record.rejected)
+        elif isinstance(record, Ranking):
+            responses = record.responses
+            assert len(responses) == len(record.scores) >= 2
+        else:
+            responses = (record.response,)
         for response in responses:
             if isinstance(response, str):
                 assert isinstance(record.prompt, str)

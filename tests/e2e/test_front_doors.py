@@ -168,7 +168,7 @@ def test_an_objective_of_ones_own_from_the_current_folder(preftune, pairs_file: 
     (tmp_path / "own_loss.py").write_text(
         "from dataclasses import dataclass\n"
         "from torch.nn.functional import relu\n"
-        "from preftune.objectives.base import PairObjective\n\n"
+        "from preftune.objectives import PairObjective\n\n"
         "@dataclass(frozen=True)\n"
         "class Hinge(PairObjective):\n"
         '    """Hinge on the difference of log-ratios."""\n\n'

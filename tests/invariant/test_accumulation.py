@@ -16,7 +16,8 @@ from torch.nn.functional import logsigmoid
 
 from preftune.data.examples import Example
 from preftune.objectives import terms
-from preftune.objectives.base import Batch, LogProbs, Objective, Outcome, State, pair_indices
+from preftune.objectives.base import Objective, Outcome, State
+from preftune.objectives.batch import Batch, LogProbs, pair_indices
 from preftune.objectives.registry import Term
 from preftune.policy.policy import Layout, PolicyModule
 from preftune.policy.reference import FrozenReference

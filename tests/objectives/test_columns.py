@@ -14,7 +14,8 @@ import preftune
 from preftune import PreftuneError
 from preftune.data.records import Preference, Where
 from preftune.objectives import registry
-from preftune.objectives.base import Objective, PairObjective, Pairs
+from preftune.objectives.base import Objective
+from preftune.objectives.pairs import PairObjective, Pairs
 
 WHERE = Where("rated.jsonl", 0)
 RATED = [

@@ -12,9 +12,10 @@ import pytest
 import preftune.objectives
 from preftune.errors import PreftuneError
 from preftune.objectives import registry
-from preftune.objectives.base import Objective, PairObjective
+from preftune.objectives.base import Objective
 from preftune.objectives.dpo import DPO
 from preftune.objectives.ipo import IPO
+from preftune.objectives.pairs import PairObjective
 from preftune.objectives.sft import SFT
 
 USERS = '''
@@ -79,9 +80,6 @@ def refusal(call, *args, **kwargs):
 
 
 def test_every_file_is_an_objective_named_like_it():
-    folder = Path(registry.__file__).parent
-    stems = {path.stem for path in folder.glob("*.py") if not path.stem.startswith("_")}
-    assert set(registry.names()) == stems - {"base", "modifiers", "registry"}
     assert registry.names() == sorted(registry.names())
     for name in registry.names():
         cls = registry.resolve(name)
@@ -98,24 +96,37 @@ def test_every_file_is_an_objective_named_like_it():
         assert registry.summaries()[name] == inspect.getdoc(cls).splitlines()[0]
 
 
-def test_a_file_without_a_class_of_its_name_is_noticed(tmp_path, monkeypatch):
-    (tmp_path / "cal_dpo.py").write_text("class Helper: ...\nclass CalDPO: ...\n")
+def test_an_objective_is_a_derived_dataclass_named_like_its_file(tmp_path, monkeypatch):
+    own = "@dataclass(frozen=True)\nclass CalDPO(PairObjective): ...\n"
+    (tmp_path / "cal_dpo.py").write_text(f"class Helper: ...\n{own}")
+    (tmp_path / "pairs.py").write_text("@dataclass\nclass Pairs: ...")
+    (tmp_path / "batch.py").write_text("class Batch(Protocol): ...")
+    (tmp_path / "misnamed.py").write_text(own)
     monkeypatch.setattr(registry, "__file__", str(tmp_path / "registry.py"))
-    assert registry._sources.__wrapped__()["cal_dpo"].name == "CalDPO"
-    (tmp_path / "other.py").write_text("class Helper: ...")
-    with pytest.raises(RuntimeError, match=r"other\.py defines no class named like the file"):
-        registry._sources.__wrapped__()
+    assert {name: node.name for name, node in registry._sources.__wrapped__().items()} == {"cal_dpo": "CalDPO"}
 
 
-def test_objectives_import_nothing_of_ours_but_their_base():
+def test_every_objective_of_the_package_is_found():
+    """One that is named unlike its file would be missed in silence."""
+    package = Path(registry.__file__).parent
+    for path in package.glob("*.py"):
+        for node in ast.parse(path.read_text()).body:
+            derived = isinstance(node, ast.ClassDef) and {"Objective", "PairObjective"} & {
+                ast.unparse(b) for b in node.bases
+            }
+            if derived and node.decorator_list and path.stem != "modifiers":
+                assert registry.class_names().get(path.stem) == node.name
+
+
+def test_objectives_import_nothing_of_ours_but_each_other():
     for name in registry.names():
         tree = ast.parse((Path(registry.__file__).parent / f"{name}.py").read_text())
         imported = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module}
         imported |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
-        assert {module for module in imported if module.startswith("preftune")} <= {
-            "preftune.objectives.base",
-            "preftune.errors",
-        }
+        ours = {module for module in imported if module.startswith("preftune")}
+        allowed = {"preftune.errors", "preftune.importing"}
+        assert {module for module in ours if not module.startswith("preftune.objectives.")} <= allowed
+        assert not ours & {"preftune.objectives.registry", "preftune.objectives.modifiers"}
 
 
 def test_names_and_summaries_import_no_torch():
@@ -256,8 +267,5 @@ def test_what_data_terms_train_on_together():
     assert registry.data_kind(sft) == "demonstrations"
     assert registry.data_kind(sft + dpo) == "pairs"
     assert registry.data_kind(labels) == "labels"
-    for mix, other in ((labels + dpo, "dpo (pairs)"), (sft + labels, "sft (demonstrations)")):
-        assert refusal(registry.data_kind, mix) == (
-            f"the objectives judged (unpaired labelled responses) and {other} cannot share one data set; "
-            "train them one after the other"
-        )
+    assert registry.data_kind(labels + dpo) == "pairs"
+    assert registry.data_kind(sft + labels) == "pairs"

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from preftune.data.examples import Example, Response
 from preftune.data.packing import PackedBatch, pack
-from preftune.objectives.base import LogProbs, Objective, Role
+from preftune.objectives.base import Objective
+from preftune.objectives.batch import LogProbs, Role
 
 
 @dataclass(frozen=True)

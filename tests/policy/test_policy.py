@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from preftune.data.examples import Example, Response
 from preftune.data.packing import pack, pad
-from preftune.objectives.base import Role
+from preftune.objectives.batch import Role
 from preftune.policy.layout import choose_layout
 from preftune.policy.loading import LoraConfig, ModelConfig, adapt
 from preftune.policy.policy import Layout, PolicyModule, logps

@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 from preftune.data.examples import Example, Response
 from preftune.data.packing import PackedBatch, pack
 from preftune.errors import PreftuneError
-from preftune.objectives.base import LogProbs, Role
+from preftune.objectives.batch import LogProbs, Role
 from preftune.policy.loading import LoraConfig, ModelConfig, adapt, built_in_folder
 from preftune.policy.policy import PolicyModule, logps
 from preftune.policy.reference import (
@@ -111,7 +111,7 @@ def test_promise_09_biases_that_train_with_the_adapter_do_not_move_the_reference
         start_K = logps(policy, batch).logps_K
     disturb(lm, "bias")
     assert torch.equal(reference.logps(batch, miniatures.pairs()).logps_K, start_K)
-    careless = AdapterOffReference(policy, lm)
+    careless = AdapterOffReference(policy, policy)
     with pytest.warns(UserWarning, match="bias"):
         off_K = careless.logps(batch, miniatures.pairs()).logps_K
     assert (off_K - start_K).abs().max() > 0.1, "the adapter alone would have done"
@@ -122,7 +122,7 @@ def test_promise_10_two_reference_passes_are_bit_identical_whatever_the_policy_d
     dropout = {"attention_dropout": 0.5}
     lm = adapted(**dropout) if kind == "adapter off" else miniatures.build("llama", **dropout)
     policy = PolicyModule(lm, "tree").train()
-    reference = AdapterOffReference(policy, lm) if kind == "adapter off" else FrozenReference.copy_of(policy)
+    reference = AdapterOffReference(policy, policy) if kind == "adapter off" else FrozenReference.copy_of(policy)
     batch, examples = pack(miniatures.pairs()), miniatures.pairs()
     torch.manual_seed(1)
     first_K = reference.logps(batch, examples).logps_K
@@ -135,7 +135,7 @@ def test_promise_10_two_reference_passes_are_bit_identical_whatever_the_policy_d
 
 def test_the_policy_trains_on_after_a_reference_pass_that_failed():
     policy = PolicyModule(adapted(), "tree").train()
-    reference = AdapterOffReference(policy, policy.lm)
+    reference = AdapterOffReference(policy, policy)
     broken = replace(pack(miniatures.pairs()), source_K=torch.tensor([10_000]))
     with pytest.raises(IndexError):
         reference.logps(broken, miniatures.pairs())

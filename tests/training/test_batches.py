@@ -25,6 +25,16 @@ lengths = st.lists(st.integers(1, 40), min_size=1, max_size=30)
 
 
 @settings(max_examples=50, deadline=None)
+@given(lengths, st.integers(1, 6), st.integers(1, 4))
+def test_a_batch_of_too_few_joins_another(tokens, size, least):
+    batches = plan_epoch(tokens, BatchConfig(size=size), 0, 0, least)
+    assert sorted(i for batch in batches for i in batch) == list(range(len(tokens)))
+    assert min(map(len, batches)) >= min(least, len(tokens))
+    free = plan_epoch(tokens, BatchConfig(size=size), 0, 0)
+    assert [i for batch in batches for i in batch] == [i for batch in free for i in batch]
+
+
+@settings(max_examples=50, deadline=None)
 @given(lengths, st.one_of(st.none(), st.integers(1, 8)), st.one_of(st.none(), st.integers(1, 60)))
 def test_groups_keep_the_order_and_the_limits_and_are_as_full_as_they_can_be(tokens, size, budget):
     order = list(range(len(tokens)))[::-1]

@@ -13,7 +13,8 @@ from miniatures import build, pair
 from torch import Tensor
 
 from preftune.data.packing import pack
-from preftune.objectives.base import Batch, LogProbs, Objective, Outcome, pair_indices
+from preftune.objectives.base import Objective, Outcome
+from preftune.objectives.batch import Batch, LogProbs, pair_indices
 from preftune.objectives.registry import Term
 from preftune.policy.policy import PolicyModule
 from preftune.training.step import Micro, Scored, Step

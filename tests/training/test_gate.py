@@ -66,7 +66,7 @@ def test_promise_10_dropout_does_not_trip_the_gate(adapter):
     if adapter:
         lm = adapt(lm, ModelConfig(lora=LoraConfig(r=2, dropout=0.5)), seed=0)
     policy = PolicyModule(lm, "tree").train()
-    reference = AdapterOffReference(policy, lm) if adapter else FrozenReference.copy_of(policy)
+    reference = AdapterOffReference(policy, policy) if adapter else FrozenReference.copy_of(policy)
     assert check_start(policy, reference, micro(), "no") <= 1e-6
     assert policy.training
     assert lm.training
@@ -75,7 +75,7 @@ def test_promise_10_dropout_does_not_trip_the_gate(adapter):
 def test_promise_09_an_adapter_that_is_trained_already_is_not_the_start():
     lm: Any = adapt(miniatures.build("qwen2"), ModelConfig(lora=LoraConfig(r=2)), seed=0)
     policy = PolicyModule(lm, "tree")
-    reference = AdapterOffReference(policy, lm)
+    reference = AdapterOffReference(policy, policy)
     assert check_start(policy, reference, micro(), "no") <= 1e-6
     with torch.no_grad():
         for name, parameter in lm.named_parameters():

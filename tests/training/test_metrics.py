@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from preftune.data.examples import Example, Response
 from preftune.data.packing import pack, pad
-from preftune.objectives.base import LogProbs, Outcome
+from preftune.objectives.base import Outcome
+from preftune.objectives.batch import LogProbs, Role
 from preftune.objectives.dpo import DPO
 from preftune.training import metrics
 
@@ -130,3 +132,73 @@ def test_columns_carry_no_gradient_and_are_exact():
 def test_pieces_of_a_table_join_in_order():
     pieces = [{"x": torch.tensor([1.0, 2.0])}, {"x": torch.tensor([3.0])}]
     assert metrics.table(pieces)["x"].tolist() == [1, 2, 3]
+
+
+def judged_by_hand() -> dict[str, np.ndarray]:
+    """Two good and two bad responses, of different prompts."""
+    return {
+        "response_logp": np.array([-2.0, -9.0, -4.0, -3.0]),
+        "response_length": np.array([2.0, 4.0, 2.0, 2.0]),
+        "response_reward": np.array([0.3, -0.1, 0.1, -0.3]),
+        "response_ratio": np.array([3.0, -1.0, 1.0, -3.0]),
+        "good": np.array([1.0, 0.0, 1.0, 0.0]),
+    }
+
+
+def test_judged_responses_worked_by_hand():
+    found = metrics.summarise(judged_by_hand())
+    assert found["chosen_logp_per_token"] == -6 / 4
+    assert found["rejected_logp_per_token"] == -12 / 6
+    assert (found["chosen_reward"], found["rejected_reward"]) == pytest.approx((0.2, -0.2))
+    assert (found["delta"], found["margin"]) == pytest.approx((4, 0.4))
+    assert found["preference_accuracy"] == 1
+    assert found["policy_accuracy"] == 3 / 4  # -2 beats both, -4 beats -9 only
+    start = judged_by_hand() | {"response_logp": np.array([-1.0, -9.0, -4.0, -4.0])}
+    late: Any = metrics.held_out(judged_by_hand(), start, list("abcd"))
+    assert late["chosen_logp_per_token_change"] == -1 / 4
+    assert late["rejected_logp_per_token_change"] == 1 / 6
+    assert late["preference_accuracy_ci95"] == [1, 1]
+    assert sum(late["chosen_reward_histogram"]["counts"]) == 2
+
+
+def test_a_batch_of_good_responses_alone_has_half_the_metrics():
+    table = {name: values[:1] for name, values in judged_by_hand().items()}
+    found = metrics.summarise(table)
+    assert found["chosen_reward"] == 0.3
+    assert not any(name.startswith(("rejected", "delta", "margin", "preference")) for name in found)
+
+
+def test_rankings_report_best_and_worst_and_the_order_between_all():
+    examples = [
+        Example(
+            miniatures.ids(4, 1),
+            tuple(Response(miniatures.ids(2, 10 + i), Role.RANKED, s) for i, s in enumerate(scores)),
+        )
+        for scores in ((1.0, 3.0, 2.0), (0.5, 0.5, 0.1, 0.9))
+    ]
+    batch = pack(examples)
+    sums_R = torch.tensor([-5.0, -1.0, -7.0, -2.0, -3.0, -4.0, -6.0])
+    logps_K = (sums_R / 2).repeat_interleave(2)
+    outcome = Outcome(torch.zeros(2), sums_R / 10, {})
+    found = metrics.columns(LogProbs(logps_K), LogProbs(torch.zeros_like(logps_K)), outcome, batch)
+    assert found["chosen_logp"].tolist() == [-1, -6]
+    assert found["rejected_logp"].tolist() == [-5, -4]
+    assert found["chosen_reward"].tolist() == pytest.approx([-0.1, -0.6])
+    # of 3 couples 2 are in order; of 5 (two responses tie in score), those with the lowest score: 2
+    assert found["order"].tolist() == pytest.approx([2 / 3, 2 / 5])
+    summary = metrics.summarise({name: column.numpy() for name, column in found.items()})
+    assert summary["preference_accuracy"] == 0.5
+    assert summary["order_accuracy"] == pytest.approx((2 / 3 + 2 / 5) / 2)
+
+
+def test_a_reward_head_is_judged_by_its_values():
+    batch = pack(miniatures.pairs())
+    reward_R = torch.tensor([1.0, 0.0, 0.5, 2.0, 3.0, -1.0])
+    outcome = Outcome(torch.zeros(3), reward_R, {})
+    policy = LogProbs(torch.zeros(0), reward_R=reward_R)
+    found = metrics.columns(policy, None, outcome, batch)
+    summary = metrics.summarise({name: column.numpy() for name, column in found.items()})
+    assert summary["preference_accuracy"] == pytest.approx(2 / 3)
+    assert summary["margin"] == pytest.approx((1 - 1.5 + 4) / 3)
+    assert "chosen_logp_per_token" not in summary
+    assert "delta" not in summary

@@ -65,7 +65,7 @@ def test_gradients_are_those_of_the_loss_written_out(accelerator):
         def __init__(self) -> None: ...
 
         def logps(self, batch: Any, examples: Any) -> Any:
-            from preftune.objectives.base import LogProbs
+            from preftune.objectives.batch import LogProbs
 
             return LogProbs(expected.reference_K.float())
 

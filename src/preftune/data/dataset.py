@@ -16,6 +16,7 @@ from preftune.data.records import (
     Drops,
     Judged,
     Preference,
+    Ranking,
     Record,
     fingerprint,
     records,
@@ -26,10 +27,16 @@ from preftune.data.split import held_out
 from preftune.errors import PreftuneError
 from preftune.objectives.base import DataKind
 
-KIND: dict[type, DataKind] = {Preference: "pairs", Judged: "labels", Demonstration: "demonstrations"}
+KIND: dict[type, DataKind] = {
+    Preference: "pairs",
+    Judged: "labels",
+    Ranking: "rankings",
+    Demonstration: "demonstrations",
+}
 WHAT: dict[DataKind, str] = {
     "pairs": "pairs (prompt, chosen, rejected)",
     "labels": "judged responses (prompt, completion, label)",
+    "rankings": "rankings (prompt, responses, scores)",
     "demonstrations": "demonstrations (prompt, completion)",
 }
 
@@ -72,6 +79,8 @@ class Records:
         for record in self.train:
             if isinstance(record, Preference):
                 parts: tuple[Any, ...] = (record.prompt, record.chosen, record.rejected)
+            elif isinstance(record, Ranking):
+                parts = (record.prompt, *record.responses)
             else:
                 parts = (record.prompt, record.response)
             for part in parts:

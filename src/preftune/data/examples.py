@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from preftune.objectives.base import Role
+from preftune.objectives.batch import Role
 
 Ids = NDArray[np.int32]
 

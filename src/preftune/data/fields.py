@@ -110,6 +110,17 @@ def read_number(row: Fields, key: str, low: float = -math.inf, high: float = mat
     return number
 
 
+def read_numbers(value: Any, field: str) -> tuple[list[float], str]:
+    """A list of finite numbers, and the name of its column."""
+    if not isinstance(value, list | tuple):
+        raise Unfit(f"{field} is {shown(value)}, expected a list of numbers")
+    found = [read_number({f"{field} entry {i}": each}, f"{field} entry {i}") for i, each in enumerate(value)]
+    for i, number in enumerate(found):
+        if number is None:
+            raise Unfit(f"{field} entry {i} is {shown(value[i])}, expected a finite number")
+    return [number for number in found if number is not None], field
+
+
 def read_weight(row: Fields) -> float:
     """The optional weight of a record, >= 0; 1 if there is none."""
     weight = read_number(row, "weight", low=0)

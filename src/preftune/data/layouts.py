@@ -21,6 +21,7 @@ from preftune.data.fields import (
     one_form,
     read_flag,
     read_number,
+    read_numbers,
     read_text,
     read_text_or_turns,
     read_turns,
@@ -28,7 +29,7 @@ from preftune.data.fields import (
     shown,
     with_system,
 )
-from preftune.data.records import Demonstration, Judged, Message, Preference, Record, Text, Where
+from preftune.data.records import Demonstration, Judged, Message, Preference, Ranking, Record, Text, Where
 from preftune.errors import PreftuneError
 
 HH_TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")
@@ -232,6 +233,27 @@ def _stripped(turns: Turns) -> list[tuple[str, str]]:
     return [(turn.role, turn.content.strip()) for turn in turns]
 
 
+# --- rankings ---------------------------------------------------------------------------------------------------------
+
+
+def _ranking(read_prompt: Callable[[Fields], Text]) -> Callable[[Fields, Where], Ranking]:
+    def ranking(row: Fields, where: Where) -> Ranking:
+        values, field = get(row, _RANKED)
+        if not isinstance(values, list | tuple) or len(values) < 2:
+            raise Unfit(f"{field} is {shown(values)}, expected a list of two or more responses")
+        scores, scored = read_numbers(*get(row, _ORDER))
+        if len(scores) != len(values):
+            raise Unfit(f"{scored} has {len(scores)} entries, expected one for each of the {len(values)} {field}")
+        if scored in ("ranks", "ranking"):  # 1 is the best
+            scores = [-rank for rank in scores]
+        named = ((f"{field} entry {i}", value) for i, value in enumerate(values))
+        texts = {name: read_text_or_turns(value, name) for name, value in named}
+        prompt, responses = one_form(row, read_prompt(row), texts)
+        return Ranking(prompt, tuple(responses), tuple(scores), where, read_weight(row))
+
+    return ranking
+
+
 # --- verdicts and demonstrations --------------------------------------------------------------------------------------
 
 
@@ -303,6 +325,7 @@ def _alpaca_prompt(row: Fields) -> Turns:
 
 _PROMPT, _ANSWER = "prompt|question", "completion|response|answer"
 _CHAT, _VERDICT = "conversations|messages", "label|kto_tag"
+_RANKED, _ORDER = "responses|completions", "scores|ratings|rewards|ranks|ranking"
 
 # Order decides where a row fits several: what asks for more columns comes first.
 LAYOUTS = (
@@ -311,6 +334,9 @@ LAYOUTS = (
     Layout("chat-pairs", (_CHAT, "chosen", "rejected"), _chat_pair),
     Layout("hh", ("chosen", "rejected"), _hh_pair, _looks_like_hh),
     Layout("pairs", ("chosen", "rejected"), _implicit_pair),
+    Layout("prompt-rankings", (_PROMPT, _RANKED, _ORDER), _ranking(lambda row: read_text_or_turns(*get(row, _PROMPT)))),
+    Layout("alpaca-rankings", ("instruction", _RANKED, _ORDER), _ranking(_alpaca_prompt)),
+    Layout("chat-rankings", (_CHAT, _RANKED, _ORDER), _ranking(lambda row: read_turns(*get(row, _CHAT)))),
     Layout("prompt-labels", (_PROMPT, _ANSWER, _VERDICT), _judged(_prompt_answer)),
     Layout("alpaca-labels", ("instruction", "output", _VERDICT), _judged(_alpaca_answer)),
     Layout("chat-labels", (_CHAT, _VERDICT), _judged(_chat_last)),

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from preftune.data.examples import Example, Response
-from preftune.objectives.base import PlainBatch
+from preftune.objectives.batch import PlainBatch
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Rows of any known layout -> one normal form: Preference, Judged or Demonstration."""
+"""Rows of any known layout -> one normal form: Preference, Judged, Ranking or Demonstration."""
 
 from __future__ import annotations
 
@@ -69,6 +69,23 @@ class Judged:
 
 
 @dataclass(frozen=True, slots=True)
+class Ranking:
+    """Several responses to one prompt, each with a score.
+
+    Attributes:
+        responses: two or more.
+        scores: one for each response, finite; higher is better, and equal means that neither is the better.
+        weight: weight of the ranking in the loss, >= 0.
+    """
+
+    prompt: Text
+    responses: tuple[Text, ...]
+    scores: tuple[float, ...]
+    where: Where
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
 class Demonstration:
     """A good example: a prompt and the answer to imitate."""
 
@@ -78,7 +95,7 @@ class Demonstration:
     weight: float = 1.0
 
 
-Record = Preference | Judged | Demonstration
+Record = Preference | Judged | Ranking | Demonstration
 Row = tuple[Where, Mapping[str, Any]]
 DropPolicy = Literal["error", "drop"]
 
@@ -175,10 +192,12 @@ def _read(rows: Iterable[Row], given: Layout | None, drops: Drops) -> Iterator[R
 
 
 def without_identical(records: Iterable[Record], drops: Drops) -> Iterator[Record]:
-    """All records but the pairs whose chosen equals rejected: they hold no preference."""
+    """All records but those that hold no preference: pairs whose chosen equals rejected, rankings of one score."""
     for record in records:
         if isinstance(record, Preference) and record.chosen == record.rejected:
             drops.add(record.where, "chosen and rejected are identical")
+        elif isinstance(record, Ranking) and len(set(record.scores)) == 1:
+            drops.add(record.where, "all responses have the same score")
         else:
             yield record
 
@@ -186,9 +205,9 @@ def without_identical(records: Iterable[Record], drops: Drops) -> Iterator[Recor
 def fingerprint(records: Iterable[Record]) -> str:
     """SHA-256 (hex) of the records in their order: what a run was given, for its manifest.
 
-    It covers prompts, responses, verdicts, weights, confidences and gaps in the normal form, so it does not depend on
-    the name, format or layout of the source, nor on a later split. It does depend on the order of the rows, because
-    the order in which a run sees them does: equal fingerprints and equal seeds mean equal runs.
+    It covers prompts, responses, verdicts, scores, weights, confidences and gaps in the normal form, so it does not
+    depend on the name, format or layout of the source, nor on a later split. It does depend on the order of the rows,
+    because the order in which a run sees them does: equal fingerprints and equal seeds mean equal runs.
 
     Example:
         >>> row = Demonstration("2 + 2 =", " 4", Where("sums.csv", 0))
@@ -204,4 +223,6 @@ def fingerprint(records: Iterable[Record]) -> str:
 
 
 def _plain(value: Any) -> Any:
-    return [[turn.role, turn.content] for turn in value] if isinstance(value, tuple) else value
+    if isinstance(value, tuple):
+        return [[each.role, each.content] if isinstance(each, Message) else _plain(each) for each in value]
+    return value

@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice, pairwise
+from itertools import combinations, islice, pairwise
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
@@ -33,9 +33,9 @@ from preftune.data.chat_template import (
     shared_length,
 )
 from preftune.data.examples import Example, Ids, Response
-from preftune.data.records import Dropped, Drops, Judged, Message, Preference, Record, Text, Where
+from preftune.data.records import Dropped, Drops, Judged, Message, Preference, Ranking, Record, Text, Where
 from preftune.errors import PreftuneError
-from preftune.objectives.base import Role
+from preftune.objectives.batch import Role
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -358,6 +358,9 @@ def _given(record: Record) -> list[_Given]:
         ]
     elif isinstance(record, Judged):
         given = [_Given("response", Role.LABELLED, 1.0 if record.good else 0.0, record.response)]
+    elif isinstance(record, Ranking):
+        scored = enumerate(zip(record.responses, record.scores, strict=True))
+        given = [_Given(f"response {i}", Role.RANKED, score, text) for i, (text, score) in scored]
     else:
         given = [_Given("response", Role.CHOSEN, math.nan, record.response)]
     for name, _, _, text in given:
@@ -383,8 +386,9 @@ def _check_responses(plan: _Plan, responses: Sequence[Response]) -> None:
     for response, given in zip(responses, plan.given, strict=True):
         if response.length == 0 or response.ids[0] == plan.end_id:
             raise _LeftOutError(f"{given.name} is empty in tokens")
-    if len(responses) == 2 and np.array_equal(responses[0].ids, responses[1].ids):
-        raise _LeftOutError("chosen and rejected are identical in tokens")
+    for (one, first), (other, second) in combinations(zip(responses, plan.given, strict=True), 2):
+        if np.array_equal(one.ids, other.ids) and (first.role, first.score) != (second.role, second.score):
+            raise _LeftOutError(f"{first.name} and {second.name} are identical in tokens")
 
 
 def _prefix(tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -8,10 +8,10 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import TypeVar
 
-from preftune.data.records import Demonstration, Judged, Preference, Text
+from preftune.data.records import Demonstration, Judged, Preference, Ranking, Record, Text
 from preftune.errors import PreftuneError
 
-R = TypeVar("R", Preference, Judged, Demonstration, Preference | Judged | Demonstration)
+R = TypeVar("R", Preference, Judged, Ranking, Demonstration, Record)
 
 
 def held_out(records: Sequence[R], fraction_or_count: float | int, seed: int) -> tuple[list[R], list[R]]:

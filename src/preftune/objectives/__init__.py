@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Any
 from preftune.objectives.registry import Term, build, class_names, names, resolve, spec_of, summaries, terms
 
 if TYPE_CHECKING:
-    from preftune.objectives.base import LogProbs, Objective, Outcome, PairObjective, PairResult, Pairs, Role
+    from preftune.objectives.base import Objective, Outcome, PairResult
+    from preftune.objectives.batch import LogProbs, Role
     from preftune.objectives.modifiers import Modified, Modifiers
+    from preftune.objectives.pairs import PairObjective, Pairs
 
 _CLASSES = {kind: name for name, kind in class_names().items()}
 
@@ -40,7 +42,8 @@ __all__ = [
     "terms",
 ]
 __all__ += _CLASSES
-_CLASSES |= {"Modified": "modifiers", "Modifiers": "modifiers"}
+_CLASSES |= {"Modified": "modifiers", "Modifiers": "modifiers", "LogProbs": "batch", "Role": "batch"}
+_CLASSES |= {"PairObjective": "pairs", "Pairs": "pairs"}
 
 
 def __getattr__(name: str) -> Any:

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, sigmoid
 
-from preftune.objectives.base import PairObjective, Pairs, check_positive
+from preftune.objectives.base import check_positive
+from preftune.objectives.pairs import PairObjective, Pairs
 
 
 @dataclass(frozen=True)
@@ -15,7 +16,8 @@ class APOZero(PairObjective):
         loss = 1 - sigmoid(beta * w) + sigmoid(beta * l)
         w = log(pi(chosen) / pi_ref(chosen)), l = log(pi(rejected) / pi_ref(rejected))
 
-        It lies between 0 and 2, and pairs far from the reference, in good order or not, hardly pull.
+        It lies between 0 and 2, and pairs far from the reference, in good order or not, hardly pull. It has no finite
+        optimum, even with noisy labels: the majority is enough to drive log-ratios ever further apart.
 
     Source: D'Oosterlinck et al. 2024, "Anchored Preference Optimization and Contrastive Revisions: Addressing
         Underspecification in Alignment", arXiv 2408.06266. Default beta 0.1: theirs, as in TRL, to which their
@@ -23,6 +25,11 @@ class APOZero(PairObjective):
 
     When to use: chosen responses are better than what the policy says now (a stronger model wrote them). If they are
         worse, take APO-down.
+
+    In nats: a reward of 1 is a log-ratio of 1 / beta: 10 nats at beta 0.1. At 3 / beta nats from the reference a
+        response pulls with less than a fifth of its force at the start.
+
+    Differs between libraries: none: the authors' repository refers to TRL, whose loss this is.
 
     Args:
         beta: reward per nat, which sets how soon a pair stops to pull. Usual: 0.01 to 0.5.

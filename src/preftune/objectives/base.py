@@ -5,104 +5,21 @@ Tensor names carry their shape: K targets (response tokens), R responses, E exam
 
 from __future__ import annotations
 
-import importlib
 import math
-import os
-import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
-from enum import IntEnum
-from typing import Any, ClassVar, Literal, Protocol, final
+from typing import Any, ClassVar, Literal, final
 
 import torch
 from torch import Tensor
 
 from preftune.errors import PreftuneError
+from preftune.objectives.batch import Batch, LogProbs, PlainBatch, Role, swapped
 
 State = Mapping[str, Tensor]
-DataKind = Literal["pairs", "labels", "demonstrations"]
+DataKind = Literal["pairs", "labels", "rankings", "demonstrations"]
 Confidence = Literal["mixed", "read", "unused"]
-
-
-class Role(IntEnum):
-    """What a response is to its example."""
-
-    CHOSEN = 0  # the better one of a pair, or a demonstration
-    REJECTED = 1  # the worse one of a pair
-    RANKED = 2  # one of n, ordered or rewarded by its score
-    LABELLED = 3  # unpaired, judged good (score 1) or bad (score 0)
-    BASELINE = 4  # a mismatched response that only serves to estimate a baseline (KTO)
-
-
-class Batch(Protocol):
-    """What an objective may read of a batch; `data.packing.PackedBatch` has it all."""
-
-    @property
-    def response_K(self) -> Tensor:
-        """The response that each target belongs to."""
-
-    @property
-    def example_R(self) -> Tensor:
-        """The example that each response belongs to."""
-
-    @property
-    def role_R(self) -> Tensor:
-        """A `Role` for each response."""
-
-    @property
-    def score_R(self) -> Tensor:
-        """Label, rank or reward of each response; NaN where there is none."""
-
-    @property
-    def length_R(self) -> Tensor:
-        """Targets of each response."""
-
-    @property
-    def weight_E(self) -> Tensor:
-        """Weight of each example in the loss."""
-
-    @property
-    def confidence_E(self) -> Tensor:
-        """Probability that chosen is better, per example; 1 where the data does not say."""
-
-    @property
-    def gap_E(self) -> Tensor:
-        """Rated difference between chosen and rejected; NaN where there is none."""
-
-    @property
-    def token(self) -> Mapping[str, Tensor]:
-        """Further values per target (old log-probs, advantages, returns), each of shape K."""
-
-
-@dataclass(frozen=True)
-class LogProbs:
-    """What a model says about the targets of a batch.
-
-    Attributes:
-        logps_K: log-probability of each target token, in nats, float32 or better.
-        log_sum_p2_K: log of the sum of squared probabilities over the vocabulary (only for objectives that need it).
-        entropy_K: entropy of the next-token distribution, in nats (only for objectives that need it).
-    """
-
-    logps_K: Tensor
-    log_sum_p2_K: Tensor | None = None
-    entropy_K: Tensor | None = None
-
-    @classmethod
-    def join(cls, parts: Sequence[LogProbs]) -> LogProbs:
-        """Log-probs of several batches as those of one."""
-
-        def cat(name: str) -> Tensor | None:
-            values = [getattr(part, name) for part in parts]
-            return None if values[0] is None else torch.cat(values)
-
-        return parts[0] if len(parts) == 1 else cls(**{f.name: cat(f.name) for f in fields(cls)})  # type: ignore[arg-type]
-
-    def sums_R(self, batch: Batch) -> Tensor:
-        """Log-probability of each whole response, in nats, shape R. Summed in float32 or better."""
-        sums_R = torch.zeros(len(batch.length_R), dtype=self.logps_K.dtype, device=self.logps_K.device)
-        return sums_R.index_add(0, batch.response_K, self.logps_K)
 
 
 @dataclass(frozen=True)
@@ -127,12 +44,15 @@ class Objective(ABC):
 
     Class attributes say what it needs:
         reference: True if it compares the policy with a reference model.
-        data: "pairs", "labels" (unpaired, judged responses) or "demonstrations".
+        data: "pairs", "labels" (unpaired, judged responses), "rankings" (n responses in order) or "demonstrations".
+            Pairs serve all of them: chosen is good and rejected bad, or first and second, or what to imitate.
         needs: names of the optional `LogProbs` fields that it reads.
         couples: True if an example's loss depends on other examples of the optimiser batch, or on a state. Such an
             objective always sees the whole optimiser batch at once.
         confidence: what becomes of the probability that chosen is better. "mixed": its loss is the expected one under a
             label of that probability (see `softened`); "read": its own formula has it; "unused": labels are certain.
+        baselines: True if every example must carry a response of another prompt, of role BASELINE.
+        least_examples: the fewest examples that an optimiser batch may hold.
         refuses: why a modifier makes no sense here, by the modifier's name: the end of a sentence that says what to do.
         columns: record columns, optional elsewhere ("gap"), in which every example must have a value.
         finite_up_to: size of a response's log-prob, in nats, up to which loss and gradient are finite in float32.
@@ -144,6 +64,8 @@ class Objective(ABC):
     data: ClassVar[DataKind] = "pairs"
     needs: ClassVar[frozenset[str]] = frozenset()
     couples: ClassVar[bool] = False
+    baselines: ClassVar[bool] = False
+    least_examples: ClassVar[int] = 1
     confidence: ClassVar[Confidence] = "unused"
     refuses: ClassVar[Mapping[str, str]] = {}
     columns: ClassVar[frozenset[str]] = frozenset()
@@ -250,87 +172,6 @@ class Objective(ABC):
 
 
 @dataclass(frozen=True)
-class Pairs:
-    """The pairs of a batch as plain tensors of shape E, in nats (sums over response tokens) and tokens."""
-
-    chosen_logps_E: Tensor
-    rejected_logps_E: Tensor
-    reference_chosen_logps_E: Tensor
-    reference_rejected_logps_E: Tensor
-    chosen_length_E: Tensor
-    rejected_length_E: Tensor
-    confidence_E: Tensor
-    gap_E: Tensor
-
-    @property
-    def chosen_ratio_E(self) -> Tensor:
-        """Log-ratio of policy to reference on chosen."""
-        return self.chosen_logps_E - self.reference_chosen_logps_E
-
-    @property
-    def rejected_ratio_E(self) -> Tensor:
-        """Log-ratio of policy to reference on rejected."""
-        return self.rejected_logps_E - self.reference_rejected_logps_E
-
-    @property
-    def delta_E(self) -> Tensor:
-        """Difference of the two log-ratios, chosen minus rejected."""
-        return self.chosen_ratio_E - self.rejected_ratio_E
-
-
-class PairObjective(Objective):
-    """An objective over pairs that reads whole-response log-probs. Subclasses give `pair_loss` and `reward`.
-
-    `pair_loss` takes labels as certain: the confidence of a pair is dealt with here, unless the class says otherwise.
-    """
-
-    data: ClassVar[DataKind] = "pairs"
-    confidence: ClassVar[Confidence] = "mixed"
-
-    @abstractmethod
-    def pair_loss(self, pairs: Pairs) -> Tensor:
-        """Loss of each pair, shape E."""
-
-    @abstractmethod
-    def reward(self, ratio: Tensor, length: Tensor) -> Tensor:
-        """Implicit reward of responses, from their log-ratios (nats) and lengths (tokens); any one shape."""
-
-    @property
-    def needs_tokens(self) -> bool:
-        return False
-
-    @final
-    def __call__(self, policy: LogProbs, reference: LogProbs | None, batch: Batch, state: State) -> Outcome:
-        policy_R = policy.sums_R(batch)
-        reference_R = torch.zeros_like(policy_R)
-        if self.reference:  # in a mix, one without a reference is handed the others' and must not read it
-            if reference is None:
-                raise ValueError(f"{type(self).__name__} compares with a reference: give its log-probs")
-            reference_R = reference.sums_R(batch).to(policy_R.dtype)
-        rewards_R = self.reward((policy_R - reference_R).detach(), batch.length_R)
-
-        def outcome(batch: Batch) -> Outcome:
-            chosen_E, rejected_E = pair_indices(batch)
-            pairs = Pairs(
-                policy_R[chosen_E],
-                policy_R[rejected_E],
-                reference_R[chosen_E],
-                reference_R[rejected_E],
-                batch.length_R[chosen_E],
-                batch.length_R[rejected_E],
-                batch.confidence_E,
-                batch.gap_E,
-            )
-            return Outcome(self.pair_loss(pairs), rewards_R, state)
-
-        if self.confidence == "mixed":
-            return softened(outcome, batch)
-        if self.confidence == "unused":
-            refuse_doubt(self, batch)
-        return outcome(batch)
-
-
-@dataclass(frozen=True)
 class PairResult:
     """What `on_pairs` gives: tensors of shape E, and their means."""
 
@@ -353,22 +194,6 @@ class PairResult:
     def margin(self) -> Tensor:
         """Mean margin."""
         return self.margin_E.mean()
-
-
-@dataclass(frozen=True)
-class PlainBatch:
-    """What an objective reads of a batch, and nothing else: plain tensors, or several batches joined. Fields as in
-    `Batch`."""
-
-    response_K: Tensor
-    example_R: Tensor
-    role_R: Tensor
-    score_R: Tensor
-    length_R: Tensor
-    weight_E: Tensor
-    confidence_E: Tensor
-    gap_E: Tensor
-    token: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def _plain(
@@ -406,28 +231,6 @@ def _plain(
     return PairResult(outcome.loss_E.reshape(chosen.shape), chosen_reward, rejected_reward, delta)
 
 
-def pair_indices(batch: Batch) -> tuple[Tensor, Tensor]:
-    """Indices of the chosen and of the rejected response of every example, each of shape E.
-
-    Raises:
-        ValueError: if an example is no pair.
-    """
-    chosen, rejected = role_indices(batch, Role.CHOSEN), role_indices(batch, Role.REJECTED)
-    examples = len(batch.weight_E)
-    if len(chosen) != examples or len(rejected) != examples:
-        raise ValueError(
-            f"this objective needs pairs, but of {examples} examples {len(chosen)} have a chosen and "
-            f"{len(rejected)} a rejected response"
-        )
-    return chosen, rejected
-
-
-def role_indices(batch: Batch, role: Role) -> Tensor:
-    """Indices of all responses of one role, ordered by example."""
-    found = torch.nonzero(batch.role_R == int(role)).squeeze(1)
-    return found[torch.argsort(batch.example_R[found], stable=True)]
-
-
 def softened(outcome: Callable[[Batch], Outcome], batch: Batch) -> Outcome:
     """The expected outcome where labels hold with a probability: p * loss + (1 - p) * loss of the swapped pairs.
 
@@ -443,13 +246,6 @@ def softened(outcome: Callable[[Batch], Outcome], batch: Batch) -> Outcome:
     return replace(right, loss_E=p_E * right.loss_E + (1 - p_E) * wrong.loss_E)
 
 
-def swapped(batch: Batch) -> Batch:
-    """The batch with the opposite labels: chosen for rejected, p for 1 - p, gap for -gap."""
-    role_R = batch.role_R.clone()
-    role_R[batch.role_R == Role.CHOSEN], role_R[batch.role_R == Role.REJECTED] = int(Role.REJECTED), int(Role.CHOSEN)
-    return replace(batch, role_R=role_R, confidence_E=1 - batch.confidence_E, gap_E=-batch.gap_E)  # type: ignore[type-var]
-
-
 def refuse_doubt(objective: Objective, batch: Batch) -> None:
     """Raise PreftuneError if any label is less than certain; for objectives that cannot use the probability."""
     if not bool((batch.confidence_E == 1).all()):
@@ -457,13 +253,6 @@ def refuse_doubt(objective: Objective, batch: Batch) -> None:
             f"{type(objective).__name__} takes labels as certain, but the data has confidences below 1: set "
             "modifiers.confidence to weight or ignore"
         )
-
-
-def imported(module: str) -> Any:
-    """Import a user's module; the current folder counts, as it does for a Python script."""
-    if os.getcwd() not in sys.path and "" not in sys.path:
-        sys.path.append(os.getcwd())
-    return importlib.import_module(module)
 
 
 def check(condition: bool, message: str) -> None:

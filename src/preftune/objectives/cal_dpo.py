@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from preftune.objectives.base import PairObjective, Pairs, check_positive
+from preftune.objectives.base import check_positive
+from preftune.objectives.pairs import PairObjective, Pairs
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,11 @@ class CalDPO(PairObjective):
         arXiv 2412.14516. Defaults beta 0.002 and calibration_weight 0.5 (a mean of two squares): the authors' code.
 
     When to use: where the size of rewards matters, not only their order, or chosen responses lose likelihood.
+
+    In nats: log-ratios are drawn to 1 / (2 beta) up and down: 250 nats at beta 0.002, 50 at 0.01.
+
+    Differs between libraries: a logistic part without beta and the weight of 1/2 are those of the authors' code; we
+        know of no other.
 
     Args:
         beta: reward per nat; the targets are 1 / (2 beta) nats away: 250 at the default. Usual: 0.001 to 0.01.

@@ -8,7 +8,8 @@ from typing import ClassVar
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from preftune.objectives.base import PairObjective, Pairs, check, check_positive
+from preftune.objectives.base import check, check_positive
+from preftune.objectives.pairs import PairObjective, Pairs
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,9 @@ class CPO(PairObjective):
     When to use: chosen responses that are good in themselves (translations by a better model), and no memory or time
         for a reference.
 
+    In nats: a margin of 1 is a difference of 1 / beta between the log-probs: 10 nats at beta 0.1. The likelihood of
+        chosen counts in nats per token.
+
     Differs between libraries: the authors and TRL take the mean of the likelihood over all chosen tokens of a
         micro-batch, so that long responses count more and a cut of the batch changes it; here, as in LLaMA-Factory,
         each response has its own mean. The authors' weighting over a whole batch is the mix of cpo with alpha 0 and
@@ -31,7 +35,7 @@ class CPO(PairObjective):
 
     Args:
         beta: steepness, reward per nat. Usual: 0.1.
-        alpha: weight of the likelihood of chosen, in nats per token; 0 leaves the comparison alone.
+        alpha: weight of the likelihood of chosen, in nats per token; 0 leaves the comparison alone. Usual: 1.
 
     Example:
         >>> from torch import tensor

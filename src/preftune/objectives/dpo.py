@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from preftune.objectives.base import PairObjective, Pairs, check
+from preftune.objectives.base import check
+from preftune.objectives.pairs import PairObjective, Pairs
 
 
 @dataclass(frozen=True)
@@ -27,9 +28,17 @@ class DPO(PairObjective):
     When to use: the first thing to try on pairs, with noisy or ordinary labels. Where labels are deterministic (a
         checker decides) or training runs for many epochs, delta grows without bound: prefer IPO there.
 
+    In nats: a margin of 1 is a delta of 1 / beta: 10 nats at beta 0.1. The policy takes a label for right with
+        probability sigmoid(beta * delta): 0.9 at 2.2 / beta nats, where the pull is a fifth of what it is at delta 0.
+
+    Differs between libraries: beta is 0.1 by default in TRL, OpenRLHF, LLaMA-Factory and torchtune, 0.05 in NeMo-RL;
+        open-instruct's default divides log-ratios by lengths, with beta 5 (here modifiers.average "mean", in TRL
+        "sigmoid_norm"). TRL (since 2026-02) and Liger ignore label_smoothing for this loss; in HALOs its default is
+        0.2.
+
     Args:
         beta: strength of the pull towards the reference, reward per nat; smaller moves further. Usual: 0.01 to 0.5.
-        label_smoothing: probability that a label is flipped, in [0, 0.5).
+        label_smoothing: probability that a label is flipped, in [0, 0.5). Usual: 0 to 0.2.
 
     Example:
         >>> from torch import tensor

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from preftune.objectives.base import PairObjective, Pairs, check, check_positive
+from preftune.objectives.base import check, check_positive
+from preftune.objectives.pairs import PairObjective, Pairs
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,9 @@ class FDPO(PairObjective):
 
     When to use: to trade diversity against reward. js and alpha keep more diverse answers than reverse_kl; forward_kl
         most of all, and it needs a small beta, because its reward falls exponentially as a response gets less likely.
+
+    In nats: near the reference a nat of log-ratio earns a reward of beta (of beta / 2 with js). Far above it rewards
+        level off: at beta with forward_kl, beta * log 2 with js, beta / alpha with alpha; never with reverse_kl.
 
     Differs between libraries: the authors' alpha is ours. TRL's coefficient is 1 - alpha since 2026-02, and was alpha
         before (default 1); it cuts exponents at 80 in float32, so that the gradient vanishes there. We cut nothing.

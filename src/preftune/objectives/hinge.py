@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, relu
 
-from preftune.objectives.base import PairObjective, Pairs, check_positive
+from preftune.objectives.base import check_positive
+from preftune.objectives.pairs import PairObjective, Pairs
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,8 @@ class Hinge(PairObjective):
         (hinge-norm). Default beta 0.1: TRL and LLaMA-Factory.
 
     When to use: where DPO keeps pushing pairs apart that are in order already; the loss stops at a margin of 1.
+
+    In nats: a pair pulls until delta is 1 / beta: 10 nats at beta 0.1.
 
     Differs between libraries: "hinge" is this loss in TRL's DPO and LLaMA-Factory, a loss without a reference in TRL's
         CPO, and SLiC's (on log-probabilities, plus likelihood) in HALOs.

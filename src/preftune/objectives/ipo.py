@@ -6,7 +6,8 @@ from typing import Literal
 
 from torch import Tensor
 
-from preftune.objectives.base import PairObjective, Pairs, check
+from preftune.objectives.base import check
+from preftune.objectives.pairs import PairObjective, Pairs
 
 
 @dataclass(frozen=True)
@@ -23,11 +24,17 @@ class IPO(PairObjective):
         in nats per token.
 
     Source: Azar et al. 2023, "A General Theoretical Paradigm to Understand Learning from Human Preferences",
-        arXiv 2310.12036, equation 17. The paper's log-probabilities are those of whole responses ("sum", our default,
-        as in the DPO authors' code, OpenRLHF and FIPO); TRL, HALOs and LLaMA-Factory use "mean".
+        arXiv 2310.12036, equation 17.
 
     When to use: labels that never contradict each other (a checker, one annotator), or many epochs: delta is drawn to
         a finite target instead of growing for ever.
+
+    In nats: delta is drawn to 1 / (2 tau): 0.5 nats at tau 1, 5 at 0.1, 50 at 0.01. With "mean" that is per token: tau
+        0.1 asks two responses of 20 tokens for 100 nats.
+
+    Differs between libraries: the paper's log-probabilities are those of whole responses: "sum", our default, as in
+        the DPO authors' code, OpenRLHF and FIPO. TRL (since 2024-01), HALOs and LLaMA-Factory divide each log-ratio by
+        its own length: "mean". Most call tau beta; the default 0.1 is that of HALOs.
 
     Args:
         tau: regularisation; the target is 1 / (2 tau) nats (per token with "mean"). Usual: 0.01 to 1 with "mean",

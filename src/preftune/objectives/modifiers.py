@@ -13,20 +13,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from preftune.objectives.base import (
-    Batch,
-    LogProbs,
-    Objective,
-    Outcome,
-    PlainBatch,
-    Role,
-    State,
-    check,
-    check_positive,
-    pair_indices,
-    refuse_doubt,
-    swapped,
-)
+from preftune.objectives.base import Objective, Outcome, State, check, check_positive, refuse_doubt
+from preftune.objectives.batch import Batch, LogProbs, PlainBatch, Role, pair_indices, swapped
+from preftune.objectives.tokens import with_light_tails, wpo_weight_E
 
 
 def _check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
@@ -169,7 +158,8 @@ class Modified(Objective):
         outcome = self.inner(seen, reference, batch, state)
         loss_E = outcome.loss_E
         if change.wpo:
-            loss_E = loss_E * self._wpo_E(policy, batch)
+            clamp = 1.0 if change.wpo == "clamped" else None
+            loss_E = loss_E * wpo_weight_E("modifiers.wpo", policy, batch, clamp)
         if change.ratio_penalty or change.drop_penalty:
             assert reference is not None  # both are refused without one
             loss_E = loss_E + self._penalty_E(seen.sums_R(batch) - reference.sums_R(batch), batch)
@@ -192,22 +182,12 @@ class Modified(Objective):
         """Log-probs such that their sums over a response are what the inner objective is to see."""
         change, logps_K = self.modifiers, logps.logps_K
         if tails and change.tail_alpha < 1:
-            logps_K = torch.where(in_tail_K(batch), change.tail_alpha * logps_K, logps_K)
+            logps_K = with_light_tails(logps, batch, change.tail_alpha).logps_K
         if change.average == "mean":
             logps_K = logps_K / batch.length_R[batch.response_K]
         if change.temperature != 1:
             logps_K = logps_K / change.temperature
         return replace(logps, logps_K=logps_K)
-
-    def _wpo_E(self, policy: LogProbs, batch: Batch) -> Tensor:
-        """How likely the policy would have written both responses of each pair, per token; without gradient."""
-        if policy.log_sum_p2_K is None:
-            raise ValueError("modifiers.wpo needs log_sum_p2_K: give it in the policy's LogProbs")
-        above = LogProbs((policy.logps_K - policy.log_sum_p2_K).detach())
-        mean_R = above.sums_R(batch) / batch.length_R
-        chosen_E, rejected_E = pair_indices(batch)
-        weight_E = torch.exp(mean_R[chosen_E] + mean_R[rejected_E])
-        return weight_E.clamp(max=1) if self.modifiers.wpo == "clamped" else weight_E
 
     def _penalty_E(self, ratio_R: Tensor, batch: Batch) -> Tensor:
         change, counted_R = self.modifiers, batch.role_R != Role.BASELINE
@@ -235,6 +215,8 @@ def refusal(objective: Objective, name: str) -> str | None:
         return objective.refuses[name]
     if name in _OF_PAIRS and objective.data != "pairs":
         return f"it is about pairs, and {kind} learns from {objective.data}: leave it out"
+    if name in _OF_SEVERAL and objective.data not in ("pairs", "rankings"):
+        return f"it compares responses to one prompt, and {kind} learns from {objective.data}: leave it out"
     if name in _OF_REFERENCE and not objective.reference:
         return f"{kind} compares with no reference: leave it out"
     if name == "wpo" and "log_sum_p2_K" in objective.needs:
@@ -250,7 +232,8 @@ def refusal(objective: Objective, name: str) -> str | None:
     return None
 
 
-_OF_PAIRS = ("tail_alpha", "tail_of", "reference_free", "confidence", "label_smoothing", "wpo", "drop_penalty")
+_OF_PAIRS = ("confidence", "label_smoothing", "wpo", "drop_penalty")
+_OF_SEVERAL = ("tail_alpha", "tail_of", "reference_free")
 _OF_REFERENCE = ("reference_free", "tail_of", "ratio_penalty", "drop_penalty")
 _OF_LOGPS = ("average", "temperature", "tail_alpha", "tail_of")
 
@@ -291,17 +274,3 @@ def _trial() -> tuple[Batch, LogProbs, LogProbs]:
     )
     logps_K = -torch.arange(1, 13, dtype=torch.float64).sqrt().roll(5)
     return batch, LogProbs(logps_K), LogProbs(torch.full_like(logps_K, -2.0))
-
-
-def in_tail_K(batch: Batch) -> Tensor:
-    """True for targets beyond the length of their example's shortest response; targets of a response are in order."""
-    lengths_R = batch.length_R
-    order_K = torch.argsort(batch.response_K, stable=True)
-    before_R = torch.cumsum(lengths_R, 0) - lengths_R
-    sorted_K = batch.response_K[order_K]
-    index_K = torch.arange(len(order_K), device=order_K.device) - before_R[sorted_K]
-    shortest_E = lengths_R.new_full((len(batch.weight_E),), torch.iinfo(lengths_R.dtype).max)
-    shortest_E = shortest_E.scatter_reduce(0, batch.example_R, lengths_R, "amin")
-    beyond_K = torch.empty_like(order_K, dtype=torch.bool)
-    beyond_K[order_K] = index_K >= shortest_E[batch.example_R[sorted_K]]
-    return beyond_K

@@ -6,7 +6,8 @@ from typing import ClassVar
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from preftune.objectives.base import PairObjective, Pairs, check_positive
+from preftune.objectives.base import check_positive
+from preftune.objectives.pairs import PairObjective, Pairs
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,8 @@ class NCA(PairObjective):
         the form for pairs. Defaults beta 0.01 and a LoRA learning rate of 5e-6: the authors' code.
 
     When to use: where DPO makes chosen responses less likely; here their likelihood has an optimum of its own.
+
+    In nats: the log-ratio of chosen is drawn to log(2) / beta: 69 nats at beta 0.01, 7 at 0.1.
 
     Differs between libraries: TRL's "nca_pair" is this loss. The authors' InfoNCA for pairs is DPO.
 

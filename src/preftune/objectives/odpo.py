@@ -7,7 +7,8 @@ from typing import ClassVar, Literal
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from preftune.objectives.base import PairObjective, Pairs, check, check_positive
+from preftune.objectives.base import check, check_positive
+from preftune.objectives.pairs import PairObjective, Pairs
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,9 @@ class ODPO(PairObjective):
 
     When to use: pairs that come with scores (a reward model's, or ratings), some of them close and some far apart. The
         data needs a column gap, or the two scores; pairs rated alike must be left out.
+
+    In nats: a margin of 1 is a delta of 1 / beta: 10 nats at beta 0.1. The offset asks for alpha * f(gap) / beta nats
+        more: 7 for a gap of 2 at the defaults.
 
     Differs between libraries: the authors' option `ratio` takes the logarithm of the ratio of the two scores instead:
         give that logarithm as gap and set scaling to identity.

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from preftune.objectives.base import PairObjective, Pairs, check
+from preftune.objectives.base import check
+from preftune.objectives.pairs import PairObjective, Pairs
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,9 @@ class ORPO(PairObjective):
     When to use: to go from a base model to an aligned one in a single stage, in place of SFT and then DPO; it needs the
         learning rate of SFT rather than that of DPO.
 
+    In nats: there is no beta: what is compared is the mean log-prob of a token. At -1 nat per token (probability 0.37)
+        the log-odds are -0.54 and rise by 1.58 per nat per token.
+
     Differs between libraries: the likelihood covers prompt and chosen in the authors' default and in TRL, the
         completion alone in LLaMA-Factory and here, where prompt tokens are no targets. The authors and TRL take one
         mean over all tokens of a micro-batch; LLaMA-Factory and we the mean of each response, which no cut of a batch
@@ -35,7 +39,7 @@ class ORPO(PairObjective):
     Args:
         lam: weight of the odds ratio. Usual: 0.05 to 1.
         clamp: a(y) is kept at -clamp or below, in nats per token, because the odds of a response that is certain are
-            infinite; 0 clamps nothing. Beyond it the odds have no slope.
+            infinite; 0 clamps nothing. Beyond it the odds have no slope. Usual: 1e-6.
 
     Example:
         >>> from torch import tensor

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from preftune.errors import PreftuneError
-from preftune.objectives.base import Confidence, PairObjective, Pairs, check, check_positive, imported
+from preftune.importing import imported
+from preftune.objectives.base import Confidence, check, check_positive
+from preftune.objectives.pairs import PairObjective, Pairs
 
 Psi = Callable[[Tensor], Tensor]
 
@@ -34,8 +36,8 @@ class PsiPO(PairObjective):
         are those of whole responses (modifiers.average: mean, for nats per token).
 
         The paper's policy maximises E[Psi(p(y better than y'))] - tau * KL(pi || pi_ref), with y' from the policy mu
-        that wrote the data. For two responses, drawn alike by mu, the minimum of this loss is that policy. For more it
-        is if Psi(q) + Psi(1 - q) is constant (identity, logit, arcsine: `exact` is True). For other Psi what is
+        that wrote the data. For two responses, drawn equally often by mu, the minimum of this loss is that policy. For
+        more it is if Psi(q) + Psi(1 - q) is constant (identity, logit, arcsine: `exact` is True). For other Psi what is
         optimised is the antisymmetrised (Psi(q) - Psi(1 - q)) / 2: so square is the identity here, and log half of
         logit.
 
@@ -47,15 +49,21 @@ class PsiPO(PairObjective):
         to choose. identity keeps the target finite; logit takes the probability for that of a Bradley-Terry model, so
         its target grows without bound as p -> 1: this is how DPO overfits labels that never contradict each other.
 
+    In nats: delta is drawn to 1 / (2 tau) at most with identity, 5 nats at tau 0.1; with logit to logit(p) / tau, 22
+        nats for p = 0.9 at tau 0.1, and without bound as p -> 1.
+
     Differs between libraries: none that we know has it. With soft labels IPO is the same as identity here, up to a
         constant.
 
     Args:
         psi: identity, logit, log, square, root, arcsine; or a function of your own, as "package.module:function", or
             itself when constructed in Python. It takes and gives a float64 tensor of probabilities, and increases.
-        tau: regularisation. The target is in nats: 1 / (2 tau) at most for identity, logit(p) / tau for logit.
-        p: probability that a label is right, in [0.5, 1]; for data that gives no confidence.
+        tau: regularisation. The target is in nats: 1 / (2 tau) at most for identity, logit(p) / tau for logit. Usual:
+            0.05 to 1.
+        p: probability that a label is right, in [0.5, 1]; for data that gives no confidence. Usual: 1, or the share of
+            annotators who agree.
         clamp: probabilities are kept in [clamp, 1 - clamp]; 0 clamps nothing, and refuses a p with an infinite target.
+            Usual: 0, or 0.01 with logit.
 
     Example:
         >>> from torch import tensor

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from preftune.objectives.base import PairObjective, Pairs, check, check_positive
+from preftune.objectives.base import check, check_positive
+from preftune.objectives.pairs import PairObjective, Pairs
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,9 @@ class RDPO(PairObjective):
 
     When to use: chosen responses are longer than rejected ones and the policy grows verbose. Compare the length of
         samples before and after; raise alpha until it stands still.
+
+    In nats: a margin of 1 is a delta of 1 / beta: 10 nats at beta 0.1. A token by which chosen is longer stands for
+        alpha / beta nats of delta: 0.1 at the defaults.
 
     Differs between libraries: check the sign of any other implementation; a minus rewards length. Not to be confused
         with rDPO, which is for noisy labels.

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from preftune.objectives.base import PairObjective, Pairs, check, check_positive
+from preftune.objectives.base import check, check_positive
+from preftune.objectives.pairs import PairObjective, Pairs
 
 
 @dataclass(frozen=True)
@@ -25,13 +26,16 @@ class rDPO(PairObjective):  # noqa: N801 (as the paper spells it; RDPO is R-DPO,
     When to use: labels flipped at a rate that is known, such as annotators measured against an expert. If the rate is a
         guess, DPO with label smoothing is safer: its loss has a minimum.
 
+    In nats: a margin of 1 is a delta of 1 / beta: 10 nats at beta 0.1. No pair stops pulling: each nat lowers the loss
+        by beta * e / (1 - 2 e) at least, 0.0125 at the defaults.
+
     Differs between libraries: TRL's "robust" is this loss. The label smoothing of the DPO authors' code (cDPO)
         adds e * D(-delta) instead of subtracting it, and does not divide; a comment in Liger takes the two for one. Not
         to be confused with R-DPO, which regularises length.
 
     Args:
         beta: strength of the pull towards the reference, reward per nat. Usual: 0.01 to 0.5.
-        label_smoothing: probability that a label is flipped, in [0, 0.5); 0 is DPO.
+        label_smoothing: probability that a label is flipped, in [0, 0.5); 0 is DPO. Usual: the rate that was measured.
 
     Example:
         >>> from torch import tensor

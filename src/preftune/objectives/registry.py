@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from preftune.objectives.base import DataKind, Objective
 
 RESERVED = ("name", "weight", "modifiers")
-_NO_OBJECTIVES = {"base", "modifiers", "registry"}
 
 
 @dataclass(frozen=True)
@@ -51,17 +50,17 @@ class Term:
 
 @cache
 def _sources() -> dict[str, ast.ClassDef]:
-    """The class of every objective of ours, by name, as parsed source."""
+    """The class of every objective of ours, by name, as parsed source: the derived dataclass named like its file."""
     found = {}
     for path in sorted(Path(__file__).parent.glob("*.py")):
-        if path.stem in _NO_OBJECTIVES or path.stem.startswith("_"):
-            continue
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        named = path.stem.replace("_", "")
-        classes = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name.lower() == named]
-        if not classes:
-            raise RuntimeError(f"{path.name} defines no class named like the file, as objectives do ({named.upper()})")
-        found[path.stem] = classes[0]
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if (
+                isinstance(node, ast.ClassDef)
+                and node.name.lower() == path.stem.replace("_", "")
+                and node.bases
+                and any("dataclass" in ast.unparse(each) for each in node.decorator_list)
+            ):
+                found[path.stem] = node
     return found
 
 
@@ -219,20 +218,14 @@ def needs(terms: Iterable[Term]) -> frozenset[str]:
 
 
 def data_kind(terms: Iterable[Term]) -> DataKind:
-    """The kind of data that the terms train on together. Objectives for demonstrations train on the chosen responses
-    of pairs too, so a mix of both wants pairs.
+    """The kind of data that the terms train on together: pairs, if they differ, because pairs serve every objective.
 
-    Raises:
-        PreftuneError: if no data serves all terms.
+    Example:
+        >>> data_kind(terms("kto")), data_kind(terms(["dpo", "sft"]))
+        ('labels', 'pairs')
     """
-    kinds: dict[DataKind, str] = {term.objective.data: term.name for term in terms}
-    if "labels" in kinds and len(kinds) > 1:
-        other = next(kind for kind in kinds if kind != "labels")
-        raise PreftuneError(
-            f"the objectives {kinds['labels']} (unpaired labelled responses) and {kinds[other]} ({other}) "
-            "cannot share one data set; train them one after the other"
-        )
-    return "pairs" if "pairs" in kinds else next(iter(kinds))
+    kinds = {term.objective.data for term in terms}
+    return kinds.pop() if len(kinds) == 1 else "pairs"
 
 
 def _term(spec: Any, position: str) -> Term:
@@ -270,7 +263,7 @@ def _fields(kind: type[Any]) -> list[str]:
 
 def _import(module: str, name: str) -> Any:
     """Import a user's module, or say in one sentence why it cannot be."""
-    from preftune.objectives.base import imported
+    from preftune.importing import imported
 
     try:
         return imported(module)

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from preftune.objectives.base import PairObjective, Pairs, check, check_positive
+from preftune.objectives.base import check, check_positive
+from preftune.objectives.pairs import PairObjective, Pairs
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,12 @@ class RobustDPO(PairObjective):
         same as KL-penalised DPO with kl_weight = eta * beta^2, but eta means the same at every beta.
 
     When to use: few or noisy pairs, or many epochs, where DPO alone drives rewards ever further apart.
+
+    In nats: a reward of 1 is a log-ratio of 1 / beta: 10 nats at beta 0.1. At the defaults log-ratios stop at 8 nats
+        up for chosen and 8 down for rejected.
+
+    Differs between libraries: we know of no other library that has it. TRL's "robust" is rDPO, which is for flipped
+        labels.
 
     Args:
         beta: strength of the pull towards the reference, reward per nat. Usual: 0.01 to 0.5.

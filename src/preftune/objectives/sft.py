@@ -7,7 +7,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from preftune.objectives.base import Batch, DataKind, LogProbs, Objective, Outcome, Role, State, role_indices
+from preftune.objectives.base import DataKind, Objective, Outcome, State
+from preftune.objectives.batch import Batch, LogProbs, Role, role_indices
 
 
 @dataclass(frozen=True)
@@ -23,8 +24,13 @@ class SFT(Objective):
     When to use: before preference training, so that the policy can give the answers at all; or as a second term beside
         a preference objective, to hold up the likelihood of chosen responses.
 
+    In nats: nothing to set. The loss is in nats per token; its exponential is the perplexity.
+
+    Differs between libraries: none in the formula that we know of. Here the mean is over the whole optimiser batch, so
+        that cutting it into micro-batches changes nothing.
+
     Example:
-        >>> from preftune.objectives.base import LogProbs
+        >>> from preftune.objectives.batch import LogProbs
         >>> from types import SimpleNamespace as Batch
         >>> batch = Batch(response_K=torch.tensor([0, 0]), example_R=torch.tensor([0]), role_R=torch.tensor([0]),
         ...               length_R=torch.tensor([2]), weight_E=torch.ones(1))

@@ -8,7 +8,8 @@ from typing import ClassVar
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from preftune.objectives.base import PairObjective, Pairs, check, check_positive
+from preftune.objectives.base import check, check_positive
+from preftune.objectives.pairs import PairObjective, Pairs
 
 
 @dataclass(frozen=True)
@@ -24,15 +25,18 @@ class SimPO(PairObjective):
     When to use: no memory or time for a reference, and answers that grow long under DPO. Nothing holds the policy near
         its start but a small learning rate: 3e-7 to 1e-6 for models of 7B.
 
+    In nats: a margin of 1 is 1 / beta nats per token between the responses: 0.5 at beta 2, so 10 nats between
+        responses of 20 tokens. The loss asks for gamma / beta per token: 0.25 at the defaults.
+
     Differs between libraries: the margin is gamma itself here, in TRL, LLaMA-Factory and Liger; the authors' code and
         HALOs have gamma_beta_ratio, and gamma = beta * gamma_beta_ratio. TRL's beta is 0.1 unless set, too small by far
         for log-probs per token, and its CPOTrainer adds a likelihood term unless cpo_alpha is 0. Label smoothing in the
         authors' code turns the sign of the whole logit, margin included; a soft label here exchanges the responses.
 
     Args:
-        beta: reward per nat per token. The authors' runs: 2 to 10.
-        gamma: margin that the difference of rewards should exceed, itself in units of reward; 0.3 to 1.6 for beta 2 to
-            2.5, 3 to 5 for beta 10.
+        beta: reward per nat per token. Usual: 2 to 10, as in the authors' runs.
+        gamma: margin that the difference of rewards should exceed, itself in units of reward. Usual: 0.25 to 1.6 for
+            beta 2 to 2.5, 3 to 5 for beta 10.
 
     Example:
         >>> from torch import tensor

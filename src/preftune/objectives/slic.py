@@ -8,7 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from preftune.objectives.base import PairObjective, Pairs, check
+from preftune.objectives.base import check
+from preftune.objectives.pairs import PairObjective, Pairs
 
 
 @dataclass(frozen=True)
@@ -24,13 +25,16 @@ class SLiC(PairObjective):
 
     When to use: as a baseline that stops at a margin: a pair that keeps it pulls no longer, but for the likelihood.
 
+    In nats: the margin delta is in nats itself: chosen should be exp(delta) times as likely as rejected, 2.7 times at
+        delta 1.
+
     Differs between libraries: in the paper the last term is the likelihood of a fine-tuning target, which need not be
         the chosen response (give lam 0 and mix with sft for data of that kind); HALOs has chosen, with its tokens left
         unsummed. The "hinge" of TRL and LLaMA-Factory is another loss, max(0, 1 - beta * delta) on log-ratios.
 
     Args:
-        delta: margin, in nats between whole responses (per token with modifiers.average "mean").
-        lam: weight of the likelihood of chosen, per nat.
+        delta: margin, in nats between whole responses (per token with modifiers.average "mean"). Usual: 1.
+        lam: weight of the likelihood of chosen, per nat. Usual: 0.1.
 
     Example:
         >>> from torch import tensor

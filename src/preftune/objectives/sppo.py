@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from preftune.objectives.base import PairObjective, Pairs, check, check_positive
+from preftune.objectives.base import check, check_positive
+from preftune.objectives.pairs import PairObjective, Pairs
 
 
 @dataclass(frozen=True)
@@ -25,13 +26,16 @@ class SPPO(PairObjective):
     When to use: in rounds, each with the last policy as reference and samples of it as responses, ranked by a
         preference model. Chosen gains and rejected loses likelihood, each to a finite target.
 
+    In nats: chosen is drawn to a log-ratio of 1 / (2 beta) and rejected to the opposite, with win rates of 1 and 0:
+        500 nats at beta 0.001, 5 at 0.1.
+
     Differs between libraries: the authors' P is the mean win rate over five samples, itself included. TRL's "sppo_hard"
         has P of 1 and 0 and no factor 1/2: give the objective weight 2 for its values.
 
     Args:
         beta: reward per nat; at the default the targets are 500 nats away. Usual: 0.001 to 0.1.
-        chosen_win_rate: P_w, in (rejected_win_rate, 1].
-        rejected_win_rate: P_l, in [0, chosen_win_rate).
+        chosen_win_rate: P_w, in (rejected_win_rate, 1]. Usual: 1.
+        rejected_win_rate: P_l, in [0, chosen_win_rate). Usual: 0.
 
     Example:
         >>> from torch import tensor

@@ -6,7 +6,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from preftune.objectives.base import PairObjective, Pairs, check
+from preftune.objectives.base import check
+from preftune.objectives.pairs import PairObjective, Pairs
 
 
 @dataclass(frozen=True)
@@ -16,17 +17,24 @@ class Unlikelihood(PairObjective):
     Equation:
         loss = -log pi(chosen) + alpha * log pi(rejected)
 
+        Its optimum gives each response a probability in proportion to how often it is chosen, less alpha times how
+        often it is rejected. It is finite where every response is rejected less than 1 / alpha times as often as it is
+        chosen; a response beyond that is driven down without end.
+
     Source: the baseline of this name in Rafailov et al. 2023, "Direct Preference Optimization", arXiv 2305.18290,
         section 6, where alpha is 0.05, 0.1, 0.5 or 1 (0.1 here); the paper describes it in words and prints no formula.
 
     When to use: to see why DPO weighs its pairs. Every rejected response is pushed down with the same force, however
-        unlikely it has become, so there is no finite optimum for alpha > 0, and text falls apart in long runs.
+        unlikely it has become; where responses are seldom both chosen and rejected there is no finite optimum, and
+        text falls apart in long runs.
+
+    In nats: nothing to convert: a nat of rejected counts alpha times as much as a nat of chosen.
 
     Differs between libraries: Welleck et al. 2019 (arXiv 1908.04319), who gave it the name, add
         -alpha * log(1 - p) for each rejected token instead, which is bounded from below.
 
     Args:
-        alpha: weight of the rejected response, in [0, 1]; 0 is maximum likelihood of chosen.
+        alpha: weight of the rejected response, in [0, 1]; 0 is maximum likelihood of chosen. Usual: 0.05 to 1.
 
     Example:
         >>> from torch import tensor

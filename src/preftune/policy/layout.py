@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from preftune.data.examples import Example, Response
 from preftune.data.packing import pack, pad
-from preftune.objectives.base import Role
+from preftune.objectives.batch import Role
 from preftune.policy.policy import Layout, PolicyModule, base_model, logps
 
 TREE_SAFE = frozenset(

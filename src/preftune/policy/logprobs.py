@@ -16,6 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+# The logits, exact and without gradient, of a slice of a batch's targets.
+Logits = Callable[[slice], Tensor]
+
 # A tile of logits that stays near the cache: fresh large buffers cost more than the arithmetic on them.
 TILE_BYTES = 16 * 2**20
 # Tiles kept for the backward, instead of being computed again: a third less work in the head for this much memory.
@@ -52,7 +55,12 @@ class HeadRecipe:
 
 
 def token_logps(
-    hidden_KH: Tensor, head: nn.Module, target_K: Tensor, recipe: HeadRecipe, needs: frozenset[str] = frozenset()
+    hidden_KH: Tensor,
+    head: nn.Module,
+    target_K: Tensor,
+    recipe: HeadRecipe,
+    needs: frozenset[str] = frozenset(),
+    other: Logits | None = None,
 ) -> dict[str, Tensor]:
     """Log-probs of the targets.
 
@@ -61,7 +69,8 @@ def token_logps(
         head: the output layer, hidden size -> vocabulary.
         target_K: token ids.
         recipe: what the model does to the head's product.
-        needs: further values to give, without gradient: "log_sum_p2_K", "entropy_K".
+        needs: further values to give: "log_sum_p2_K", "entropy_K", without gradient; "kl_K", with gradient.
+        other: gives the logits of another model, for "kl_K".
 
     Returns:
         "logps_K" in nats and what `needs` names, each of shape K, float32 (float64 if the hidden states are).
@@ -72,7 +81,7 @@ def token_logps(
         assert isinstance(head, nn.Linear)
         logps_K = _TiledHead.apply(hidden_KH, head.weight, head.bias, target_K, recipe)
         return {"logps_K": logps_K}
-    return _called_in_tiles(hidden_KH, head, target_K, recipe, needs)
+    return _called_in_tiles(hidden_KH, head, target_K, recipe, needs, other)
 
 
 def _tile_rows(vocabulary: int) -> int:
@@ -185,30 +194,27 @@ class _Tiles:
 
 
 def _called_in_tiles(
-    hidden_KH: Tensor, head: nn.Module, target_K: Tensor, recipe: HeadRecipe, needs: frozenset[str]
+    hidden_KH: Tensor,
+    head: nn.Module,
+    target_K: Tensor,
+    recipe: HeadRecipe,
+    needs: frozenset[str],
+    other: Logits | None,
 ) -> dict[str, Tensor]:
     """Log-probs under any head, called on tiles of rows; each tile is computed anew in backward."""
-    tile = _scored_tile(head, recipe, needs)
+
+    def tile(at: slice) -> tuple[Tensor, ...]:
+        logits_NV = recipe.apply(exact(head(hidden_KH[at])))
+        return score(logits_NV, target_K[at], needs, None if other is None else other(at))
+
     vocabulary = getattr(head, "out_features", None) or getattr(head, "num_embeddings", None) or 2**15
-    pieces: list[tuple[Tensor, ...]] = [
-        checkpoint(tile, hidden_NH, target_N, use_reentrant=False)
-        for hidden_NH, target_N in zip(
-            hidden_KH.split(_tile_rows(vocabulary)), target_K.split(_tile_rows(vocabulary)), strict=True
-        )
-    ]
+    step = _tile_rows(vocabulary)
+    tiles = [slice(at, min(at + step, len(target_K))) for at in range(0, len(target_K), step)]
+    pieces: list[tuple[Tensor, ...]] = [checkpoint(tile, at, use_reentrant=False) for at in tiles]
     return {
         name: torch.cat(values)
         for name, values in zip(("logps_K", *sorted(needs)), zip(*pieces, strict=True), strict=True)
     }
-
-
-def _scored_tile(
-    head: nn.Module, recipe: HeadRecipe, needs: frozenset[str]
-) -> Callable[[Tensor, Tensor], tuple[Tensor, ...]]:
-    def tile(hidden_NH: Tensor, target_N: Tensor) -> tuple[Tensor, ...]:
-        return score(recipe.apply(exact(head(hidden_NH))), target_N, needs)
-
-    return tile
 
 
 def exact(logits: Tensor) -> Tensor:
@@ -216,12 +222,19 @@ def exact(logits: Tensor) -> Tensor:
     return logits if logits.dtype == torch.float64 else logits.float()
 
 
-def score(logits_NV: Tensor, target_N: Tensor, needs: frozenset[str]) -> tuple[Tensor, ...]:
-    """Log-probs of the targets from exact logits, then what `needs` names, in sorted order, without gradient."""
+def score(
+    logits_NV: Tensor, target_N: Tensor, needs: frozenset[str], other_NV: Tensor | None = None
+) -> tuple[Tensor, ...]:
+    """Log-probs of the targets from exact logits, then what `needs` names, in sorted order."""
     norm_N = torch.logsumexp(logits_NV, dim=1)
     values = [logits_NV.gather(1, target_N[:, None]).squeeze(1) - norm_N]
-    with torch.no_grad():
-        for name in sorted(needs):
+    for name in sorted(needs):
+        if name == "kl_K":
+            if other_NV is None:
+                raise ValueError("kl_K compares with another model's logits: give them")
+            values.append(_divergence(other_NV, logits_NV - norm_N[:, None]))
+            continue
+        with torch.no_grad():
             if name == "entropy_K":
                 # not norm - mean logit: little of a small value is left of the difference of two large ones
                 values.append(torch.special.entr(torch.exp(logits_NV - norm_N[:, None])).sum(1))
@@ -230,3 +243,10 @@ def score(logits_NV: Tensor, target_N: Tensor, needs: frozenset[str]) -> tuple[T
             else:
                 raise ValueError(f"no log-prob field {name!r}")
     return tuple(values)
+
+
+def _divergence(other_NV: Tensor, logps_NV: Tensor) -> Tensor:
+    """KL(other || policy) of each row, in nats. A token that the other never gives adds nothing."""
+    other_NV = torch.log_softmax(other_NV, dim=1)
+    gap_NV = torch.where(other_NV == -torch.inf, 0.0, other_NV - logps_NV)
+    return (torch.exp(other_NV) * gap_NV).sum(1)

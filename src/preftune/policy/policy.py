@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from preftune.data.packing import PackedBatch
-from preftune.objectives.base import LogProbs
+from preftune.objectives.batch import LogProbs
 from preftune.policy.heads import find_head
-from preftune.policy.logprobs import exact, score, token_logps
+from preftune.policy.logprobs import Logits, exact, score, token_logps
 from preftune.policy.tree_attention import NAME as TREE_ATTENTION
 
 Layout = Literal["tree", "padded"]
@@ -70,27 +70,44 @@ class PolicyModule(nn.Module):
             self.use_layout(layout)
             self.train(training)
 
-    def forward(self, op: Literal["logps"], inputs: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Log-probs of a batch's targets.
+    def forward(self, op: Literal["logps", "rows"], inputs: Mapping[str, Any]) -> dict[str, Tensor]:
+        """What a model says about a batch's targets.
 
         Args:
-            op: what to compute; "logps".
+            op: "logps": their log-probs. "rows": what `logits_of` makes their logits of.
             inputs: what `forward_inputs` gives.
 
         Returns:
-            "logps_K" and the further values asked for, each of shape K.
+            "logps_K" and the further values asked for, each of shape K; or "rows_KX".
         """
-        if op != "logps":
+        if op not in ("logps", "rows"):
             raise ValueError(f"unknown op {op!r}")
         for rope in self.growing_ropes:
             _forget(rope)
+        rows_KX = self._rows(inputs)
+        if op == "rows":
+            return {"rows_KX": rows_KX}
+        target_K, needs, other = (inputs[name] for name in ("target_K", "needs", "other"))
+        if self.head is not None and self.head.exact:
+            return token_logps(rows_KX, self.head.output, target_K, self.head.recipe, needs, other)
+        other_KV = None if other is None else other(slice(0, len(target_K)))
+        values = score(exact(rows_KX), target_K, needs, other_KV)
+        return dict(zip(("logps_K", *sorted(needs)), values, strict=True))
+
+    def logits_of(self, rows_NX: Tensor) -> Tensor:
+        """Logits of some of the rows that op "rows" gave, in float32 or better."""
+        if self.head is None or not self.head.exact:
+            return exact(rows_NX)
+        return self.head.recipe.apply(exact(self.head.output(rows_NX)))
+
+    def _rows(self, inputs: Mapping[str, Any]) -> Tensor:
+        """Of each row that predicts a target: its hidden state, or its logits if no head is known to be exact."""
         if self.head is None:
-            return self._from_logits(inputs, self._logits(inputs))
+            return self._logits(inputs)
         if not self.head.exact:
-            return self._from_logits(inputs, self._logits(inputs, inputs["source_K"]))
+            return self._logits(inputs, inputs["source_K"])
         hidden = self._decode(self.head.decoder, inputs).last_hidden_state
-        hidden_KH = hidden.reshape(-1, hidden.shape[-1])[inputs["source_K"]]
-        return token_logps(hidden_KH, self.head.output, inputs["target_K"], self.head.recipe, inputs["needs"])
+        return hidden.reshape(-1, hidden.shape[-1])[inputs["source_K"]]
 
     def _decode(self, module: nn.Module, inputs: Mapping[str, Any], **kwargs: Any) -> Any:
         """One forward of the decoder or of the whole model over the batch, in the batch's layout."""
@@ -128,12 +145,6 @@ class PolicyModule(nn.Module):
             logits = self._decode(self.lm, inputs).logits
         return logits.reshape(-1, logits.shape[-1])[inputs["source_K"]]
 
-    @staticmethod
-    def _from_logits(inputs: Mapping[str, Any], logits_KV: Tensor) -> dict[str, Tensor]:
-        needs = inputs["needs"]
-        values = score(exact(logits_KV), inputs["target_K"], needs)
-        return dict(zip(("logps_K", *sorted(needs)), values, strict=True))
-
 
 def _forget(rope: nn.Module) -> None:
     """Put back the frequencies of dynamic RoPE, which keeps those of the longest forward so far: log-probs would depend
@@ -145,7 +156,9 @@ def _forget(rope: nn.Module) -> None:
         setattr(rope, name, rope.original_max_seq_len)
 
 
-def forward_inputs(batch: PackedBatch, needs: frozenset[str] = frozenset()) -> dict[str, Any]:
+def forward_inputs(
+    batch: PackedBatch, needs: frozenset[str] = frozenset(), other: Logits | None = None
+) -> dict[str, Any]:
     """What a forward may see of a batch: tokens and places, no weights, labels or advantages."""
     return {
         "ids_T": batch.ids_T,
@@ -156,12 +169,22 @@ def forward_inputs(batch: PackedBatch, needs: frozenset[str] = frozenset()) -> d
         "tree": batch.tree,
         "row_length": batch.row_length,
         "needs": needs,
+        "other": other,
     }
 
 
-def logps(policy: nn.Module, batch: PackedBatch, needs: frozenset[str] = frozenset()) -> LogProbs:
-    """Log-probs of a batch under a `PolicyModule`, wrapped or not."""
-    return LogProbs(**policy("logps", forward_inputs(batch, needs)))
+def logps(
+    policy: nn.Module, batch: PackedBatch, needs: frozenset[str] = frozenset(), other: Logits | None = None
+) -> LogProbs:
+    """Log-probs of a batch under a `PolicyModule`, wrapped or not.
+
+    Args:
+        policy: the module as prepared.
+        batch: on its device.
+        needs: further fields of `LogProbs` to fill.
+        other: gives the reference's logits, for "kl_K".
+    """
+    return LogProbs(**policy("logps", forward_inputs(batch, needs, other)))
 
 
 def base_model(lm: nn.Module) -> nn.Module:

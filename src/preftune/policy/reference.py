@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,8 +17,9 @@ from torch import Tensor, nn
 
 from preftune.data.examples import Example
 from preftune.data.packing import PackedBatch
-from preftune.objectives.base import LogProbs
-from preftune.policy.policy import PolicyModule, base_model, logps
+from preftune.objectives.batch import LogProbs
+from preftune.policy.logprobs import Logits
+from preftune.policy.policy import PolicyModule, base_model, forward_inputs, logps
 
 
 class ReferenceConfig(BaseModel):
@@ -43,6 +45,14 @@ class Reference(ABC):
             examples: the examples it was made from, in order.
         """
 
+    def logits(self, batch: PackedBatch, examples: Sequence[Example]) -> Logits:
+        """Gives the logits of any slice of the batch's targets, without gradient. Arguments as for `logps`.
+
+        Raises:
+            ValueError: if there are none, because log-probs were stored.
+        """
+        raise ValueError(f"{type(self).__name__} has log-probs of the data's tokens alone: use a live reference")
+
 
 class FrozenReference(Reference):
     """A frozen model of its own."""
@@ -59,21 +69,44 @@ class FrozenReference(Reference):
     def logps(self, batch: PackedBatch, examples: Sequence[Example]) -> LogProbs:  # noqa: D102
         return logps(self.module, batch)
 
+    @torch.no_grad()
+    def logits(self, batch: PackedBatch, examples: Sequence[Example]) -> Logits:  # noqa: D102
+        rows_KX = self.module("rows", forward_inputs(batch))["rows_KX"]
+        return torch.no_grad()(lambda at: self.module.logits_of(rows_KX[at]))
+
 
 class AdapterOffReference(Reference):
     """The policy's own base, with its adapter switched off: no second model in memory."""
 
-    def __init__(self, policy: nn.Module, adapted: Any) -> None:
-        """`policy` is what is called (wrapped or not); `adapted` the PEFT model inside, whose adapter is switched."""
-        self.policy, self.adapted = policy, adapted
+    def __init__(self, policy: nn.Module, module: PolicyModule) -> None:
+        """`policy` is what is called (wrapped or not); `module` what is inside, around a PEFT model."""
+        self.policy, self.module = policy, module
 
     @torch.no_grad()
     def logps(self, batch: PackedBatch, examples: Sequence[Example]) -> LogProbs:  # noqa: D102
+        with self._adapter_off():
+            return logps(self.policy, batch)
+
+    @torch.no_grad()
+    def logits(self, batch: PackedBatch, examples: Sequence[Example]) -> Logits:  # noqa: D102
+        with self._adapter_off():
+            rows_KX = self.policy("rows", forward_inputs(batch))["rows_KX"]
+
+        @torch.no_grad()
+        def logits(at: slice) -> Tensor:
+            with self._adapter_off():
+                return self.module.logits_of(rows_KX[at])
+
+        return logits
+
+    @contextmanager
+    def _adapter_off(self) -> Iterator[None]:
         training = self.policy.training
         self.policy.eval()  # dropout would make the reference random
         try:
-            with self.adapted.disable_adapter():
-                return logps(self.policy, batch)
+            lm: Any = self.module.lm
+            with lm.disable_adapter():
+                yield
         finally:
             self.policy.train(training)
 

@@ -26,9 +26,9 @@ import torch
 from torch import Tensor
 
 from preftune.errors import PreftuneError
-from preftune.objectives.base import PairObjective, Pairs
 from preftune.objectives.dpo import DPO
 from preftune.objectives.ipo import IPO
+from preftune.objectives.pairs import PairObjective, Pairs
 from preftune.report.bandits import page
 from preftune.theory.tabular import ipo_optimum
 

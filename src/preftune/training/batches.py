@@ -41,7 +41,7 @@ def torch_seed(*key: int) -> int:
     return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
-def plan_epoch(tokens: Sequence[int], config: BatchConfig, seed: int, epoch: int) -> list[list[int]]:
+def plan_epoch(tokens: Sequence[int], config: BatchConfig, seed: int, epoch: int, least: int = 1) -> list[list[int]]:
     """Optimiser batches of one epoch, as indices of examples; the last one may be smaller.
 
     Args:
@@ -49,9 +49,16 @@ def plan_epoch(tokens: Sequence[int], config: BatchConfig, seed: int, epoch: int
         config: batch size.
         seed: of the run.
         epoch: counted from 0.
+        least: fewest examples of a batch; a smaller one joins the one before it.
     """
     order = [int(i) for i in random_stream(seed, ORDER, epoch).permutation(len(tokens))]
-    return group(order, tokens, config.size, config.tokens)
+    batches: list[list[int]] = []
+    for batch in group(order, tokens, config.size, config.tokens):
+        if batches and min(len(batch), len(batches[-1])) < least:
+            batches[-1] += batch
+        else:
+            batches.append(batch)
+    return batches
 
 
 def micro_batches(

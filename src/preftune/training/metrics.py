@@ -2,44 +2,62 @@
 
 Per pair, in nats unless said otherwise, log-probs of whole responses:
     delta           log-ratio of chosen minus log-ratio of rejected (policy against reference)
-    reward          the objective's implicit reward (beta times the log-ratio, for most)
+    reward          the objective's implicit reward (beta times the log-ratio, for most), or the reward head's value
     margin          chosen reward minus rejected reward
-    preference_accuracy   1 where delta > 0; ties (|delta| < 1e-5) count one half, so that training starts at 0.5
+    preference_accuracy   1 where delta > 0 (where the margin > 0, for a reward head); ties (|delta| < 1e-5) count one
+                    half, so that training starts at 0.5
     policy_accuracy       the same for the policy's own log-probs, without a reference
 Means are over examples; log-probs per token are over tokens.
+
+In unpaired data, chosen are the responses judged good and rejected those judged bad: delta and margin are differences
+of means, and accuracies are over all couples of a good and a bad response, whatever their prompts (the area under the
+ROC curve). In rankings, chosen is the best of each and rejected the worst; order_accuracy is the share of all strictly
+ordered couples of responses to one prompt that the log-ratios order alike.
 """
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
+from itertools import combinations
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from preftune.evaluation.intervals import accuracy_interval
-from preftune.objectives.base import Batch, LogProbs, Outcome, Role, role_indices
+from preftune.evaluation.intervals import accuracy_interval, auc, auc_interval
+from preftune.objectives.base import Outcome
+from preftune.objectives.batch import Batch, LogProbs, Role, role_indices
 
 TIE = 1e-5
 QUANTILES = (10, 50, 90)
+SIDES = ("chosen", "rejected")
 Columns = Mapping[str, Tensor]
 Table = Mapping[str, np.ndarray]
 
 
 def columns(policy: LogProbs, reference: LogProbs | None, outcome: Outcome, batch: Batch) -> dict[str, Tensor]:
     """Values of each example of a batch, shape E each, without gradient."""
-    policy_R = policy.sums_R(batch).detach().double()
-    reference_R = None if reference is None else reference.sums_R(batch).double()
+    values_R = {"length": batch.length_R.double(), "reward": outcome.rewards_R.detach().double()}
+    if policy.reward_R is None:
+        values_R["logp"] = policy.sums_R(batch).detach().double()
+        if reference is not None:
+            values_R["ratio"] = values_R["logp"] - reference.sums_R(batch).double()
     values: dict[str, Tensor] = {}
-    for name, role in (("chosen", Role.CHOSEN), ("rejected", Role.REJECTED)):
-        at = role_indices(batch, role)
-        if len(at) != len(batch.weight_E):
-            continue
-        values[f"{name}_logp"] = policy_R[at]
-        values[f"{name}_length"] = batch.length_R[at].double()
-        values[f"{name}_reward"] = outcome.rewards_R[at].detach().double()
-        if reference_R is not None:
-            values[f"{name}_ratio"] = policy_R[at] - reference_R[at]
+    best, worst = _extremes(batch)
+    for name, at in (
+        ("chosen", role_indices(batch, Role.CHOSEN)),
+        ("rejected", role_indices(batch, Role.REJECTED)),
+        ("chosen", best),
+        ("rejected", worst),
+        ("response", role_indices(batch, Role.LABELLED)),
+    ):
+        if len(at) == len(batch.weight_E):
+            values |= {f"{name}_{key}": value_R[at] for key, value_R in values_R.items()}
+    if "response_reward" in values:
+        values["good"] = batch.score_R[role_indices(batch, Role.LABELLED)].double()
+    if len(best):
+        ranked_by = values_R.get("ratio", values_R["reward"])
+        values["order"] = _order_E(ranked_by, batch)
     return values
 
 
@@ -52,7 +70,7 @@ def against(values: Table, start: Table) -> dict[str, np.ndarray]:
     """The table with log-ratios against the policy's own start, for objectives without a reference."""
     ratios = {
         f"{name}_ratio": values[f"{name}_logp"] - start[f"{name}_logp"]
-        for name in ("chosen", "rejected")
+        for name in (*SIDES, "response")
         if f"{name}_ratio" not in values and f"{name}_logp" in values
     }
     return {**values, **ratios}
@@ -61,23 +79,22 @@ def against(values: Table, start: Table) -> dict[str, np.ndarray]:
 def summarise(values: Table) -> dict[str, float]:
     """Means, spreads and accuracies of a table of examples."""
     summary: dict[str, float] = {}
-    for name in ("chosen", "rejected"):
-        if f"{name}_logp" not in values:
-            continue
-        logps, lengths = values[f"{name}_logp"], values[f"{name}_length"]
-        summary[f"{name}_logp_per_token"] = float(logps.sum() / lengths.sum())
-        summary[f"{name}_length"] = float(lengths.mean())
-        rewards = values[f"{name}_reward"]
-        if np.isfinite(rewards).all():
-            summary[f"{name}_reward"] = float(rewards.mean())
-    if "rejected_logp" in values:
-        summary["policy_accuracy"] = float(wins(values["chosen_logp"] - values["rejected_logp"]).mean())
-    if "rejected_ratio" in values:
-        delta = values["chosen_ratio"] - values["rejected_ratio"]
-        summary["preference_accuracy"] = float(wins(delta).mean())
-        summary |= _spread("delta", delta)
-    if "chosen_reward" in summary and "rejected_reward" in summary:
-        summary |= _spread("margin", values["chosen_reward"] - values["rejected_reward"])
+    for name in SIDES:
+        side = _side(values, name)
+        if "logp" in side:
+            summary[f"{name}_logp_per_token"] = float(side["logp"].sum() / side["length"].sum())
+        if "length" in side:
+            summary[f"{name}_length"] = float(side["length"].mean())
+        if "reward" in side and np.isfinite(side["reward"]).all():
+            summary[f"{name}_reward"] = float(side["reward"].mean())
+    for name, key in (("policy_accuracy", "logp"), ("preference_accuracy", _compared(values))):
+        if (scores := _scores(values, key)) is not None:
+            summary[name] = float(scores.mean())
+    summary |= _difference(values, "delta", "ratio")
+    if all(f"{name}_reward" in summary for name in SIDES):
+        summary |= _difference(values, "margin", "reward")
+    if "order" in values:
+        summary["order_accuracy"] = float(np.nanmean(values["order"]))
     return summary
 
 
@@ -91,18 +108,21 @@ def held_out(values: Table, start: Table, prompts: Sequence[Hashable]) -> dict[s
     """
     values = against(values, start)
     summary: dict[str, object] = dict(summarise(values))
-    for name in ("chosen", "rejected"):
-        if f"{name}_logp" in values:
-            change = values[f"{name}_logp"].sum() - start[f"{name}_logp"].sum()
-            summary[f"{name}_logp_per_token_change"] = float(change / values[f"{name}_length"].sum())
-    if "rejected_ratio" in values:
-        delta = values["chosen_ratio"] - values["rejected_ratio"]
-        summary["preference_accuracy_ci95"] = list(accuracy_interval(wins(delta), prompts))
-    if "rejected_logp" in values:
-        own = wins(values["chosen_logp"] - values["rejected_logp"])
-        summary["policy_accuracy_ci95"] = list(accuracy_interval(own, prompts))
-    if "chosen_reward" in summary and "rejected_reward" in summary:
-        rewards = {name: values[f"{name}_reward"] for name in ("chosen", "rejected")}
+    for name in SIDES:
+        side, first = _side(values, name), _side(start, name)
+        if "logp" in side:
+            change = side["logp"].sum() - first["logp"].sum()
+            summary[f"{name}_logp_per_token_change"] = float(change / side["length"].sum())
+    for name, key in (("policy_accuracy", "logp"), ("preference_accuracy", _compared(values))):
+        if (scores := _scores(values, key)) is None:
+            continue
+        if "good" in values:
+            chosen, rejected = (_side(values, side)[key] for side in SIDES)
+            summary[f"{name}_ci95"] = list(auc_interval(chosen, rejected, TIE))
+        else:
+            summary[f"{name}_ci95"] = list(accuracy_interval(scores, prompts))
+    if all(f"{name}_reward" in summary for name in SIDES):
+        rewards = {name: _side(values, name)["reward"] for name in SIDES}
         edges = np.histogram_bin_edges(np.concatenate(list(rewards.values())), bins=30)
         for name, reward in rewards.items():
             counts = np.histogram(reward, bins=edges)[0]
@@ -115,10 +135,72 @@ def wins(difference: np.ndarray) -> np.ndarray:
     return np.where(np.abs(difference) < TIE, 0.5, (difference > 0).astype(float))
 
 
-def _spread(name: str, values: np.ndarray) -> dict[str, float]:
-    quantiles = np.percentile(values, QUANTILES)
+def _side(values: Table, name: str) -> dict[str, np.ndarray]:
+    """Log-probs, lengths, rewards and log-ratios of the chosen or of the rejected responses, where there are any."""
+    source, at = name, slice(None)
+    if "good" in values:
+        source, at = "response", values["good"] == (1 if name == "chosen" else 0)
+    found = {
+        key: values[f"{source}_{key}"][at]
+        for key in ("logp", "length", "reward", "ratio")
+        if f"{source}_{key}" in values
+    }
+    return {key: value for key, value in found.items() if len(value)}
+
+
+def _compared(values: Table) -> str:
+    """What tells which response a policy prefers: log-ratios, or the values of a reward head."""
+    return "ratio" if any(name.endswith("_logp") for name in values) else "reward"
+
+
+def _scores(values: Table, key: str) -> np.ndarray | None:
+    """How often chosen has more of something than rejected: of each pair, or of each response judged good."""
+    chosen, rejected = (_side(values, name).get(key) for name in SIDES)
+    if chosen is None or rejected is None:
+        return None
+    return auc(chosen, rejected, TIE)[0] if "good" in values else wins(chosen - rejected)
+
+
+def _difference(values: Table, name: str, key: str) -> dict[str, float]:
+    """Mean of chosen less rejected; in paired data with its spread."""
+    chosen, rejected = (_side(values, side).get(key) for side in SIDES)
+    if chosen is None or rejected is None:
+        return {}
+    if "good" in values:
+        return {name: float(chosen.mean() - rejected.mean())}
+    differences = chosen - rejected
+    quantiles = np.percentile(differences, QUANTILES)
     return {
-        name: float(values.mean()),
-        f"{name}_sd": float(values.std()),
+        name: float(differences.mean()),
+        f"{name}_sd": float(differences.std()),
         **{f"{name}_q{q}": float(value) for q, value in zip(QUANTILES, quantiles, strict=True)},
     }
+
+
+def _extremes(batch: Batch) -> tuple[Tensor, Tensor]:
+    """Of each example its best and its worst ranked response; empty if there are no rankings."""
+    ranked_R = torch.nonzero(batch.role_R == int(Role.RANKED)).squeeze(1)
+    by_score = ranked_R[torch.argsort(batch.score_R[ranked_R], stable=True)]
+    ordered = by_score[torch.argsort(batch.example_R[by_score], stable=True)]
+    last = torch.cumsum(torch.bincount(batch.example_R[ordered], minlength=len(batch.weight_E)), 0)
+    if not len(ordered) or not bool((last.diff(prepend=last.new_zeros(1)) > 0).all()):
+        return ranked_R[:0], ranked_R[:0]
+    return ordered[last - 1], ordered[torch.cat([last.new_zeros(1), last[:-1]])]
+
+
+def _order_E(value_R: Tensor, batch: Batch) -> Tensor:
+    """Share of the strictly ordered couples of each example's ranked responses that values order alike; ties of values
+    count one half, and an example without such a couple is NaN."""
+    shares = []
+    members: list[list[int]] = [[] for _ in range(len(batch.weight_E))]
+    for response in torch.nonzero(batch.role_R == int(Role.RANKED)).squeeze(1).tolist():
+        members[int(batch.example_R[response])].append(response)
+    scores, values = batch.score_R.tolist(), value_R.tolist()
+    for responses in members:
+        gaps = [
+            (values[a] - values[b]) * np.sign(scores[a] - scores[b])
+            for a, b in combinations(responses, 2)
+            if scores[a] != scores[b]
+        ]
+        shares.append(float(wins(np.array(gaps)).mean()) if gaps else np.nan)
+    return torch.tensor(shares, dtype=torch.float64)

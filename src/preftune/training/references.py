@@ -63,7 +63,7 @@ def adapter_off_is_the_start(lm: nn.Module) -> bool:
 
 def reference_for(frozen: FrozenReference | None, prepared: nn.Module, policy: PolicyModule) -> Reference:
     """The live reference; `prepared` is the policy as Accelerate wrapped it."""
-    return AdapterOffReference(prepared, policy.lm) if frozen is None else frozen
+    return AdapterOffReference(prepared, policy) if frozen is None else frozen
 
 
 def stored_reference(

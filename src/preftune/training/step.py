@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from preftune.data.examples import Example
 from preftune.data.packing import PackedBatch, join
 from preftune.errors import PreftuneError
-from preftune.objectives.base import Batch, LogProbs, Outcome, State
+from preftune.objectives.base import Outcome, State
+from preftune.objectives.batch import Batch, LogProbs
 from preftune.objectives.registry import Term
 from preftune.policy.policy import logps
 from preftune.policy.reference import Reference
@@ -26,6 +27,7 @@ from preftune.training.batches import DROPOUT, torch_seed
 from preftune.training.metrics import columns
 
 States = tuple[State, ...]
+WITH_GRADIENT = ("logps_K", "kl_K", "reward_R")  # the fields of LogProbs through which objectives reach the policy
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,7 @@ class Step:
         training = self.policy.training
         self.policy.eval()
         try:
-            policy = LogProbs.join([logps(self.policy, micro.batch, self.needs) for micro in micros])
+            policy = LogProbs.join([self._policy(micro) for micro in micros])
         finally:
             self.policy.train(training)
         batch = join([micro.batch for micro in micros])
@@ -127,7 +129,7 @@ class Step:
             self._seed(step, number)
             reference = self._reference([micro])
             with self._syncing(number, micros):
-                policy = logps(self.policy, micro.batch, self.needs)
+                policy = self._policy(micro)
                 value, outcomes = self._loss(policy, reference, micro.batch, totals, states)
                 self.accelerator.backward(value * self.accelerator.num_processes)
             loss += float(value.detach())
@@ -141,19 +143,21 @@ class Step:
         with torch.no_grad():
             for number, micro in enumerate(micros):
                 self._seed(step, number)
-                found.append(logps(self.policy, micro.batch, self.needs))
-        joined = LogProbs.join(found)
-        policy = replace(joined, logps_K=joined.logps_K.requires_grad_())
+                found.append(self._policy(micro))
+        policy, leaves = _as_leaves(LogProbs.join(found))
         batch = join([micro.batch for micro in micros])
         reference = self._reference(micros)
         value, outcomes = self._loss(policy, reference, batch, totals, states)
-        (gradient_K,) = torch.autograd.grad(value, policy.logps_K)
-        pieces = gradient_K.split([len(one.logps_K) for one in found])
-        for number, (micro, piece_K) in enumerate(zip(micros, pieces, strict=True)):
+        gradients = dict(
+            zip(leaves, torch.autograd.grad(value, list(leaves.values()), materialize_grads=True), strict=True)
+        )
+        pieces = {name: each.split([len(getattr(one, name)) for one in found]) for name, each in gradients.items()}
+        for number, micro in enumerate(micros):
             self._seed(step, number)
             with self._syncing(number, micros):
-                logps_K = logps(self.policy, micro.batch, self.needs).logps_K
-                self.accelerator.backward((logps_K * piece_K).sum() * self.accelerator.num_processes)
+                again = self._policy(micro)
+                pulled = sum((getattr(again, name) * piece[number]).sum() for name, piece in pieces.items())
+                self.accelerator.backward(pulled * self.accelerator.num_processes)
         after = tuple(outcome.state for outcome in outcomes)
         return Scored(float(value.detach()), [columns(policy, reference, outcomes[0], batch)], after)
 
@@ -167,6 +171,13 @@ class Step:
             loss = loss + term.weight * (outcome.loss_E * term.objective.weight_E(batch)).sum() / total
             outcomes.append(outcome)
         return loss, outcomes
+
+    def _policy(self, micro: Micro) -> LogProbs:
+        other = None
+        if "kl_K" in self.needs:
+            assert self.reference is not None  # what needs it compares with a reference
+            other = self.reference.logits(micro.batch, micro.examples)
+        return logps(self.policy, micro.batch, self.needs, other)
 
     def _reference(self, micros: Sequence[Micro]) -> LogProbs | None:
         if self.reference is None:
@@ -193,3 +204,10 @@ class Step:
         limit = float("inf") if max_grad_norm is None else max_grad_norm
         norm = self.accelerator.clip_grad_norm_(self.policy.parameters(), limit)
         return torch.as_tensor(norm)
+
+
+def _as_leaves(found: LogProbs) -> tuple[LogProbs, dict[str, Tensor]]:
+    """The same values, those that carry gradient as leaves of their own; and these leaves by name."""
+    values = {name: getattr(found, name) for name in WITH_GRADIENT}
+    leaves = {name: value.detach().requires_grad_() for name, value in values.items() if value is not None}
+    return replace(found, **leaves), leaves

@@ -100,7 +100,7 @@ class Trainer:
         )
         reference = self._reference(frozen)
         self.step = Step(self.prepared, reference, terms, self.accelerator, config.seed)
-        self.batches = self._batches()
+        self.batches, self.batches_per_epoch = self._batches()
         self.states: States = tuple(term.objective.init() for term in terms)
         self.explosion = ExplosionGate(vocabulary(lm))
 
@@ -183,6 +183,12 @@ class Trainer:
         live = reference_for(frozen, self.prepared, self.policy)
         if self.config.reference.kind != "stored":
             return live
+        for term in self.terms:
+            if "kl_K" in term.objective.needs:
+                raise PreftuneError(
+                    f"objective {term.name} compares whole next-token distributions with the reference's, but "
+                    "reference.kind=stored keeps the log-probs of the data's tokens only: set it to live"
+                )
         every = [*self.examples.train, *self.examples.held_out]
         cut = self._cut(range(len(every)), every)
         lm = self.policy.lm if frozen is None else frozen.module.lm
@@ -191,16 +197,17 @@ class Trainer:
             frozen.module.to("meta")  # its work is done: free the memory
         return stored
 
-    def _batches(self) -> list[list[int]]:
-        """The optimiser batches of the whole run, as indices of training examples."""
+    def _batches(self) -> tuple[list[list[int]], int]:
+        """The optimiser batches of the whole run, as indices of training examples, and how many make an epoch."""
         costs = [self._cost(example) for example in self.examples.train]
         config, batches, epoch = self.config, list[list[int]](), 0
-        first = plan_epoch(costs, config.batch, config.seed, 0)
-        wanted = config.train.max_steps or max(1, round(config.train.epochs * len(first)))
+        least = max(term.objective.least_examples for term in self.terms)
+        first = len(plan_epoch(costs, config.batch, config.seed, 0, least))
+        wanted = config.train.max_steps or max(1, round(config.train.epochs * first))
         while len(batches) < wanted:
-            batches += plan_epoch(costs, config.batch, config.seed, epoch)
+            batches += plan_epoch(costs, config.batch, config.seed, epoch, least)
             epoch += 1
-        return batches[:wanted]
+        return batches[:wanted], first
 
     def _cost(self, example: Example) -> int:
         """Tokens that a forward computes for an example."""
@@ -227,7 +234,6 @@ class Trainer:
     def _loop(self, held_out: HeldOut | None) -> float:
         """All optimiser steps. Returns the seconds they took, evaluation and saving apart."""
         config, steps = self.config, len(self.batches)
-        per_epoch = len(plan_epoch([self._cost(e) for e in self.examples.train], config.batch, config.seed, 0))
         seconds, window = 0.0, Window(time.perf_counter(), [])
         with Bar(steps, self.show and self.accelerator.is_main_process) as bar:
             for step, batch in enumerate(self.batches):
@@ -248,7 +254,7 @@ class Trainer:
                 if done % config.train.log_every == 0 or done == steps or evaluate or save_now:
                     elapsed = time.perf_counter() - window.since
                     seconds += elapsed
-                    line = self._line(window, done, done / per_epoch, rate, elapsed)
+                    line = self._line(window, done, done / self.batches_per_epoch, rate, elapsed)
                     self._log(line)
                     bar.show(line)
                     if evaluate:

@@ -16,7 +16,7 @@ from preftune.data.examples import Example
 from preftune.data.records import Demonstration, Dropped, Judged, Message, Preference, Where
 from preftune.data.rendering import Renderer, RenderingConfig, render_all
 from preftune.errors import PreftuneError
-from preftune.objectives.base import Role
+from preftune.objectives.batch import Role
 
 WHERE = Where("pairs.jsonl", 7)
 CHATML = (

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import ast
 import difflib
-import importlib
-import os
-import sys
 from pathlib import Path
 
 from preftune.data.builders.base import Question, Task, right_over_wrong
 from preftune.errors import PreftuneError
+from preftune.importing import imported
 
 __all__ = ["Question", "Task", "get", "names", "right_over_wrong"]
 
@@ -43,16 +41,14 @@ def get(name: str) -> Task:
             hint = f"did you mean {near[0]}?" if near else "or give your own as package.module:Class"
             raise PreftuneError(f"there is no task {name!r}; known: {', '.join(known)}; {hint}")
         module = f"{__name__}.{name}"
-    if os.getcwd() not in sys.path and "" not in sys.path:  # the current folder counts, as it does for a script
-        sys.path.append(os.getcwd())
     try:
-        imported = importlib.import_module(module)
+        found = imported(module)
     except (Exception, SystemExit) as error:  # whatever a user's module does while it is imported
         problem = " ".join(str(error).split())
         raise PreftuneError(f"task {name!r}: cannot import {module} ({type(error).__name__}: {problem})") from error
     classes = [
         value
-        for key, value in vars(imported).items()
+        for key, value in vars(found).items()
         if isinstance(value, type)
         and issubclass(value, Task)
         and (key == class_name if class_name else value.__module__ == module)

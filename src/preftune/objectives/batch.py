@@ -1,0 +1,153 @@
+"""What objectives read: the batch's roles, labels and weights, and the log-probs of its targets.
+
+Tensor names carry their shape: K targets (response tokens), R responses, E examples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from enum import IntEnum
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class Role(IntEnum):
+    """What a response is to its example."""
+
+    CHOSEN = 0  # the better one of a pair, or a demonstration
+    REJECTED = 1  # the worse one of a pair
+    RANKED = 2  # one of n, ordered or rewarded by its score
+    LABELLED = 3  # unpaired, judged good (score 1) or bad (score 0)
+    BASELINE = 4  # a mismatched response that only serves to estimate a baseline (KTO)
+
+
+class Batch(Protocol):
+    """What an objective may read of a batch; `data.packing.PackedBatch` has it all."""
+
+    @property
+    def response_K(self) -> Tensor:
+        """The response that each target belongs to."""
+
+    @property
+    def example_R(self) -> Tensor:
+        """The example that each response belongs to."""
+
+    @property
+    def role_R(self) -> Tensor:
+        """A `Role` for each response."""
+
+    @property
+    def score_R(self) -> Tensor:
+        """Label, rank or reward of each response; NaN where there is none."""
+
+    @property
+    def length_R(self) -> Tensor:
+        """Targets of each response."""
+
+    @property
+    def weight_E(self) -> Tensor:
+        """Weight of each example in the loss."""
+
+    @property
+    def confidence_E(self) -> Tensor:
+        """Probability that chosen is better, per example; 1 where the data does not say."""
+
+    @property
+    def gap_E(self) -> Tensor:
+        """Rated difference between chosen and rejected; NaN where there is none."""
+
+    @property
+    def token(self) -> Mapping[str, Tensor]:
+        """Further values per target (old log-probs, advantages, returns), each of shape K."""
+
+
+@dataclass(frozen=True)
+class LogProbs:
+    """What a model says about the targets of a batch.
+
+    Attributes:
+        logps_K: log-probability of each target token, in nats, float32 or better.
+        log_sum_p2_K: log of the sum of squared probabilities over the vocabulary (only for objectives that need it).
+        entropy_K: entropy of the next-token distribution, in nats (only for objectives that need it).
+        kl_K: KL divergence of the reference's next-token distribution from the policy's, KL(reference || policy), in
+            nats, with gradient (only for objectives that need it; the reference must be live).
+        reward_R: scalar head's value of each response (only for objectives that train a reward model).
+    """
+
+    logps_K: Tensor
+    log_sum_p2_K: Tensor | None = None
+    entropy_K: Tensor | None = None
+    kl_K: Tensor | None = None
+    reward_R: Tensor | None = None
+
+    @classmethod
+    def join(cls, parts: Sequence[LogProbs]) -> LogProbs:
+        """Log-probs of several batches as those of one."""
+
+        def cat(name: str) -> Tensor | None:
+            values = [getattr(part, name) for part in parts]
+            return None if values[0] is None else torch.cat(values)
+
+        return parts[0] if len(parts) == 1 else cls(**{f.name: cat(f.name) for f in fields(cls)})  # type: ignore[arg-type]
+
+    def sums_R(self, batch: Batch) -> Tensor:
+        """Log-probability of each whole response, in nats, shape R. Summed in float32 or better."""
+        sums_R = torch.zeros(len(batch.length_R), dtype=self.logps_K.dtype, device=self.logps_K.device)
+        return sums_R.index_add(0, batch.response_K, self.logps_K)
+
+
+@dataclass(frozen=True)
+class PlainBatch:
+    """What an objective reads of a batch, and nothing else: plain tensors, or several batches joined. Fields as in
+    `Batch`."""
+
+    response_K: Tensor
+    example_R: Tensor
+    role_R: Tensor
+    score_R: Tensor
+    length_R: Tensor
+    weight_E: Tensor
+    confidence_E: Tensor
+    gap_E: Tensor
+    token: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+def pair_indices(batch: Batch) -> tuple[Tensor, Tensor]:
+    """Indices of the chosen and of the rejected response of every example, each of shape E.
+
+    Raises:
+        ValueError: if an example is no pair.
+    """
+    chosen, rejected = role_indices(batch, Role.CHOSEN), role_indices(batch, Role.REJECTED)
+    examples = len(batch.weight_E)
+    if len(chosen) != examples or len(rejected) != examples:
+        raise ValueError(
+            f"this objective needs pairs, but of {examples} examples {len(chosen)} have a chosen and "
+            f"{len(rejected)} a rejected response"
+        )
+    return chosen, rejected
+
+
+def role_indices(batch: Batch, role: Role) -> Tensor:
+    """Indices of all responses of one role, ordered by example."""
+    found = torch.nonzero(batch.role_R == int(role)).squeeze(1)
+    return found[torch.argsort(batch.example_R[found], stable=True)]
+
+
+def scores_R(batch: Batch) -> Tensor:
+    """How good each response is: its score if it is labelled (1 good, 0 bad) or ranked (higher is better), 1 if chosen,
+    0 if rejected; NaN for baselines. Shape R."""
+    score_R = batch.score_R.clone()
+    for role, score in ((Role.CHOSEN, 1.0), (Role.REJECTED, 0.0), (Role.BASELINE, torch.nan)):
+        score_R[batch.role_R == role] = score
+    return score_R
+
+
+def swapped(batch: Batch) -> Batch:
+    """The batch with the opposite labels: chosen for rejected, p for 1 - p, gap for -gap."""
+    role_R = batch.role_R.clone()
+    role_R[batch.role_R == Role.CHOSEN], role_R[batch.role_R == Role.REJECTED] = int(Role.REJECTED), int(Role.CHOSEN)
+    return replace(batch, role_R=role_R, confidence_E=1 - batch.confidence_E, gap_E=-batch.gap_E)  # type: ignore[type-var]
