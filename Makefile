@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint types check bench study-ipo-bandits wheel clean
+.PHONY: demo test lint types check bench study-ipo-bandits docs-objectives wheel clean
 
 demo: $(VENV)/.installed
 	$(BIN)/preftune demo --out runs/demo
@@ -27,6 +27,9 @@ bench: $(VENV)/.dev
 
 study-ipo-bandits: $(VENV)/.installed
 	$(BIN)/preftune study ipo-bandits --out runs/ipo-bandits
+
+docs-objectives: $(VENV)/.installed
+	$(BIN)/python -m preftune.report.objectives_page docs
 
 wheel: $(VENV)/.dev
 	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .

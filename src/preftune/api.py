@@ -22,6 +22,7 @@ from preftune.errors import PreftuneError
 from preftune.objectives import registry
 from preftune.policy import loading
 from preftune.policy.policy import base_model
+from preftune.policy.reward_head import is_reward_model, with_reward_head
 from preftune.report.html import write as write_report
 from preftune.run import Run
 from preftune.training.held_out import fixed_prompts
@@ -124,7 +125,7 @@ def run(
     records = dataset.read(config.data, source, config.seed, held_out)
     _check_kind(terms, records.kind)
     _check_columns(terms, records)
-    loaded = _load(config, model, tokenizer, records)
+    loaded = _load(config, model, tokenizer, records, _trains_rewards(terms))
     examples = _render(records, loaded, config)
     _check_sizes(terms, examples)
     if any(term.objective.baselines for term in terms):
@@ -162,6 +163,7 @@ def run(
 def _check(config: RunConfig, terms: tuple[registry.Term, ...], output: Path, loaded: bool) -> None:
     """Refuse what shows to be wrong before data and model are read."""
     _check_batch(config, terms)
+    _trains_rewards(terms)
     loading.check_keys(config.model, loaded)
     if not loaded:
         loading.check_path(config.model)
@@ -296,23 +298,42 @@ def _load(
     model: nn.Module | None,
     tokenizer: str | PreTrainedTokenizerBase | None,
     records: dataset.Records,
+    reward: bool,
 ) -> loading.Loaded:
     if model is None:
-        loaded = loading.load(config.model, config.seed, records.texts)
+        loaded = loading.load(config.model, config.seed, records.texts, reward)
         given = tokenizer if isinstance(tokenizer, PreTrainedTokenizerBase) else loaded.tokenizer
         return loading.Loaded(loaded.lm, given)
     if tokenizer is None:
         raise PreftuneError(
             "a loaded model comes without its tokenizer: give tokenizer= (a tokenizer, folder or hub id)"
         )
-    if isinstance(tokenizer, str):
-        tokenizer = loading.read_tokenizer(tokenizer)
-    _check_module(model, config.model.lora is not None)
-    return loading.Loaded(loading.adapt(model, config.model, config.seed), tokenizer)
+    _check_module(model, config.model.lora is not None, reward)
+    read = loading.read_tokenizer(tokenizer) if isinstance(tokenizer, str) else tokenizer
+    if reward:
+        model = with_reward_head(model, read.pad_token_id)
+    return loading.Loaded(loading.adapt(model, config.model, config.seed), read)
 
 
-def _check_module(model: nn.Module, adapted: bool) -> None:
+def _trains_rewards(terms: tuple[registry.Term, ...]) -> bool:
+    """True if the objective trains a scalar head, False if a policy.
+
+    Raises:
+        PreftuneError: for a mix of both.
+    """
+    kinds = {"reward_R" in term.objective.needs: term.name for term in terms}
+    if len(kinds) > 1:
+        raise PreftuneError(
+            f"objective {kinds[True]} trains a reward model and {kinds[False]} a policy: train them one after the other"
+        )
+    return True in kinds
+
+
+def _check_module(model: nn.Module, adapted: bool, reward: bool) -> None:
     """Refuse a given model that could not be trained."""
+    base = base_model(model)
+    if not reward and isinstance(base, PreTrainedModel) and is_reward_model(base):
+        raise PreftuneError(f"{type(base).__name__} gives rewards and no log-probs: give a causal language model")
     if not adapted and not any(p.requires_grad for p in model.parameters()):
         raise PreftuneError(f"{type(model).__name__} has no parameter that trains: call requires_grad_() on it")
     if isinstance(base_model(model), PreTrainedModel):

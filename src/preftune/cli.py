@@ -138,6 +138,24 @@ def pairs(
 
 
 @app.command()
+def objectives(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="one of them, or package.module:Class")] = None,
+) -> None:
+    """List the objectives by family, or explain one: equation, when to use it, what its fields mean.
+
+    Examples:
+        preftune objectives
+        preftune objectives ipo
+    """
+    from preftune.report.catalogue import show_all, show_one
+
+    if name is None:
+        show_all()
+    else:
+        show_one(name)
+
+
+@app.command()
 def report(run: Annotated[Path, typer.Argument(help="run folder")]) -> None:
     """Write a run's report.html anew."""
     from preftune.report.html import write

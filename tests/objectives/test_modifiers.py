@@ -13,12 +13,15 @@ from torch import tensor
 from preftune.data.packing import pack, pad
 from preftune.errors import PreftuneError
 from preftune.objectives import registry
-from preftune.objectives.base import LogProbs, Objective, PairObjective, Role, softened, swapped
+from preftune.objectives.base import Objective, softened
+from preftune.objectives.batch import LogProbs, Role, swapped
 from preftune.objectives.dpo import DPO
 from preftune.objectives.ipo import IPO
-from preftune.objectives.modifiers import Modified, Modifiers, in_tail_K, refusal, sees_differences_only
+from preftune.objectives.modifiers import Modified, Modifiers, refusal, sees_differences_only
+from preftune.objectives.pairs import PairObjective
 from preftune.objectives.sft import SFT
 from preftune.objectives.simpo import SimPO
+from preftune.objectives.tokens import in_tail_K
 
 NAMES = registry.names()
 PAIRS = [name for name in NAMES if issubclass(registry.resolve(name), PairObjective)]
@@ -76,8 +79,10 @@ def test_every_field_is_tried_here():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_neutral_modifiers_change_nothing(name, batch, both):
+def test_neutral_modifiers_change_nothing(name, batch_for, log_probs):
     inner = registry.build(name)
+    batch = batch_for(inner)
+    both = [log_probs(inner, batch, seed) for seed in (1, 2)]
     modified = Modified(inner, Modifiers())
     assert torch.equal(everything(modified, both, batch), everything(inner, both, batch))
     attributes = [key for key, hint in Objective.__annotations__.items() if hint.startswith("ClassVar")]
@@ -90,7 +95,7 @@ def test_neutral_modifiers_change_nothing(name, batch, both):
 
 @pytest.mark.parametrize("field", FIELDS)
 @pytest.mark.parametrize("name", NAMES)
-def test_each_modifier_changes_each_objective_or_is_refused_in_one_sentence(name, field, batch, both):
+def test_each_modifier_changes_each_objective_or_is_refused_in_one_sentence(name, field, batch, batch_for, log_probs):
     inner = registry.build(name)
     reasons = [refusal(inner, part) for part in CHANGES[field] if refusal(inner, part)]
     if reasons:
@@ -105,7 +110,15 @@ def test_each_modifier_changes_each_objective_or_is_refused_in_one_sentence(name
     modified = registry.build(name, modifiers=CHANGES[field])
     without = {key: value for key, value in CHANGES[field].items() if key != field}
     before = registry.build(name, modifiers=without)
-    assert not torch.equal(everything(modified, both, batch), everything(before, both, batch))
+    pairs = batch_for(inner, "pairs")
+    both = [log_probs(modified, pairs, seed) for seed in (1, 2)]
+    if field == "confidence" and inner.confidence == "unused":  # which cannot do with doubt but for this modifier
+        doubted = dataclasses.replace(pairs, confidence_E=batch.confidence_E)
+        assert run(modified, both, doubted).loss_E.isfinite().all()
+        with pytest.raises(PreftuneError, match="takes labels as certain"):
+            run(before, both, doubted)
+        return
+    assert not torch.equal(everything(modified, both, pairs), everything(before, both, pairs))
 
 
 @pytest.mark.parametrize("name", [name for name in PAIRS if registry.resolve(name).confidence == "mixed"])

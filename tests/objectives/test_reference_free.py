@@ -11,7 +11,7 @@ from torch import tensor
 
 from preftune.errors import PreftuneError
 from preftune.objectives import registry
-from preftune.objectives.base import LogProbs
+from preftune.objectives.batch import LogProbs
 from preftune.objectives.cpo import CPO
 from preftune.objectives.dpo import DPO
 from preftune.objectives.orpo import ORPO

@@ -7,7 +7,7 @@ from torch.nn.functional import cross_entropy
 
 from preftune.data.examples import Example, Response
 from preftune.data.packing import pack
-from preftune.objectives.base import LogProbs, Role
+from preftune.objectives.batch import LogProbs, Role
 from preftune.objectives.sft import SFT
 
 

@@ -202,8 +202,8 @@ def test_tree_attention_without_a_tree_is_stopped():
 
 def test_an_unknown_op_is_refused():
     policy = PolicyModule(miniatures.build("llama"), "padded")
-    with pytest.raises(ValueError, match="unknown op 'score'"):
-        policy("score", {})
+    with pytest.raises(ValueError, match="unknown op 'guess'"):
+        policy("guess", {})
 
 
 def test_moving_between_layouts_gives_the_same_log_probs():

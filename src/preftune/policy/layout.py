@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from preftune.data.examples import Example, Response
-from preftune.data.packing import pack, pad
+from preftune.data.packing import PackedBatch, pack, pad
 from preftune.objectives.batch import Role
-from preftune.policy.policy import Layout, PolicyModule, base_model, logps
+from preftune.policy.policy import Layout, PolicyModule, base_model, forward_inputs, logps
 
 TREE_SAFE = frozenset(
     """
@@ -73,8 +73,8 @@ def original_context(lm: nn.Module) -> int | None:
 
 
 def tree_error(policy: PolicyModule, longest: int = 2048) -> float:
-    """Largest difference in nats between tree and padded log-probs on two pairs that cross any window; infinite if the
-    model refuses trees.
+    """Largest difference between tree and padded log-probs in nats (or rewards) on two pairs that cross any window;
+    infinite if the model refuses trees.
 
     The policy's layout and mode are left as they were.
 
@@ -93,7 +93,7 @@ def tree_error(policy: PolicyModule, longest: int = 2048) -> float:
         with torch.no_grad():
             policy.use_layout("tree")
             try:
-                tree_K = logps(policy, pack(examples).to(device)).logps_K
+                tree_N = _said(policy, pack(examples).to(device))
             except torch.OutOfMemoryError:
                 raise
             except (RuntimeError, TypeError, ValueError):  # what trees cannot honour is refused where it is met
@@ -101,11 +101,18 @@ def tree_error(policy: PolicyModule, longest: int = 2048) -> float:
             policy.use_layout("padded")
             # one row at a time: padding itself is not on trial
             single = [Example(e.prompt, (r,)) for e in examples for r in e.responses]
-            rows = [logps(policy, pad([example]).to(device)).logps_K for example in single]
+            rows = [_said(policy, pad([example]).to(device)) for example in single]
     finally:
         policy.use_layout(layout)
         policy.train(training)
-    return float((tree_K - torch.cat(rows)).abs().max())
+    return float((tree_N - torch.cat(rows)).abs().max())
+
+
+def _said(policy: PolicyModule, batch: PackedBatch) -> Tensor:
+    """Log-probs of the targets, or a reward model's values of the responses."""
+    if policy.scores:
+        return policy("score", forward_inputs(batch))["reward_R"]
+    return logps(policy, batch).logps_K
 
 
 def _probe(vocabulary: int, window: int | None, longest: int) -> Sequence[Example]:

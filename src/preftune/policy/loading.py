@@ -17,6 +17,7 @@ from transformers import (
     CONFIG_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
@@ -26,6 +27,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, RopeParameters
 
 from preftune.errors import PreftuneError
 from preftune.policy.policy import base_model
+from preftune.policy.reward_head import is_reward_model, with_reward_head
 from preftune.policy.scratch import ScratchConfig, build, model_type_of
 from preftune.quiet import without_progress_bars
 from preftune.yaml_tree import nearest
@@ -76,13 +78,14 @@ class Loaded:
     tokenizer: PreTrainedTokenizerBase
 
 
-def load(config: ModelConfig, seed: int, texts: Callable[[], Iterable[str]]) -> Loaded:
+def load(config: ModelConfig, seed: int, texts: Callable[[], Iterable[str]], reward: bool = False) -> Loaded:
     """Load or build what the config names.
 
     Args:
         config: which model, in which form.
         seed: of scratch weights and adapters.
         texts: gives text to train a scratch tokenizer on; called for `scratch:` models only.
+        reward: give a reward model: the language model under a new scalar head, or a stored reward model.
 
     Raises:
         PreftuneError: if the model or its tokenizer cannot be loaded as asked.
@@ -97,7 +100,10 @@ def load(config: ModelConfig, seed: int, texts: Callable[[], Iterable[str]]) -> 
         settings = _settings(config, path)
         tokenizer = _tokenizer(config, path)
         with without_progress_bars():
-            lm = _pretrained(config, path, settings)
+            stored = reward and str((settings.architectures or [""])[0]).endswith("ForSequenceClassification")
+            lm = _pretrained(config, path, settings, AutoModelForSequenceClassification if stored else None)
+    if reward:
+        lm = with_reward_head(lm, tokenizer.pad_token_id)
     return Loaded(adapt(lm, config, seed), tokenizer)
 
 
@@ -241,7 +247,7 @@ def adapt(lm: nn.Module, config: ModelConfig, seed: int) -> nn.Module:
         lora_dropout=config.lora.dropout,
         bias=config.lora.bias,
         target_modules=config.lora.targets,
-        task_type="CAUSAL_LM",
+        task_type="SEQ_CLS" if is_reward_model(lm) else "CAUSAL_LM",
     )
     torch.manual_seed(seed)
     try:
@@ -307,10 +313,10 @@ def _scale_rope(settings: Any, scaling: Mapping[str, Any]) -> None:
         raise PreftuneError(f"model.rope_scaling does not work: {_reason(error)}") from error
 
 
-def _pretrained(config: ModelConfig, path: str, settings: PreTrainedConfig) -> nn.Module:
+def _pretrained(config: ModelConfig, path: str, settings: PreTrainedConfig, kind: Any = None) -> nn.Module:
     extra = {"quantization_config": _quantization(config)} if config.quantize != "none" else {}
     try:
-        lm, found = AutoModelForCausalLM.from_pretrained(
+        lm, found = (kind or AutoModelForCausalLM).from_pretrained(
             path,
             config=settings,
             dtype=_weights_dtype(config, "auto"),

@@ -14,6 +14,7 @@ from preftune.data.packing import PackedBatch
 from preftune.objectives.batch import LogProbs
 from preftune.policy.heads import find_head
 from preftune.policy.logprobs import Logits, exact, score, token_logps
+from preftune.policy.reward_head import is_reward_model
 from preftune.policy.tree_attention import NAME as TREE_ATTENTION
 
 Layout = Literal["tree", "padded"]
@@ -32,7 +33,9 @@ class PolicyModule(nn.Module):
         self.lm = lm
         self.layout: Layout = layout
         self.own_attention: str | None = None
-        self.head = find_head(self.base) if isinstance(self.base, PreTrainedModel) else None
+        self.scores = isinstance(self.base, PreTrainedModel) and is_reward_model(self.base)
+        known = isinstance(self.base, PreTrainedModel) and not self.scores
+        self.head = find_head(self.base) if known else None
         self.growing_ropes = [m for m in self.base.modules() if "dynamic" in str(getattr(m, "rope_type", None))]
         self.use_layout(layout)
 
@@ -70,20 +73,23 @@ class PolicyModule(nn.Module):
             self.use_layout(layout)
             self.train(training)
 
-    def forward(self, op: Literal["logps", "rows"], inputs: Mapping[str, Any]) -> dict[str, Tensor]:
+    def forward(self, op: Literal["logps", "rows", "score"], inputs: Mapping[str, Any]) -> dict[str, Tensor]:
         """What a model says about a batch's targets.
 
         Args:
-            op: "logps": their log-probs. "rows": what `logits_of` makes their logits of.
+            op: "logps": their log-probs. "rows": what `logits_of` makes their logits of. "score": a reward model's
+                value of each response.
             inputs: what `forward_inputs` gives.
 
         Returns:
-            "logps_K" and the further values asked for, each of shape K; or "rows_KX".
+            "logps_K" and the further values asked for, each of shape K; or "rows_KX"; or "reward_R".
         """
-        if op not in ("logps", "rows"):
+        if op not in ("logps", "rows", "score"):
             raise ValueError(f"unknown op {op!r}")
         for rope in self.growing_ropes:
             _forget(rope)
+        if op == "score":
+            return {"reward_R": self._score(inputs)}
         rows_KX = self._rows(inputs)
         if op == "rows":
             return {"rows_KX": rows_KX}
@@ -99,6 +105,13 @@ class PolicyModule(nn.Module):
         if self.head is None or not self.head.exact:
             return exact(rows_NX)
         return self.head.recipe.apply(exact(self.head.output(rows_NX)))
+
+    def _score(self, inputs: Mapping[str, Any]) -> Tensor:
+        """The scalar head's value of each response, read at its last token, in float32 or better."""
+        model: Any = self.base
+        hidden = self._decode(getattr(model, model.base_model_prefix), inputs).last_hidden_state
+        reward_R1: Tensor = model.score(hidden.reshape(-1, hidden.shape[-1])[inputs["last_R"]])
+        return exact(reward_R1).squeeze(1)
 
     def _rows(self, inputs: Mapping[str, Any]) -> Tensor:
         """Of each row that predicts a target: its hidden state, or its logits if no head is known to be exact."""
@@ -166,6 +179,7 @@ def forward_inputs(
         "attended_T": batch.attended_T,
         "source_K": batch.source_K,
         "target_K": batch.target_K,
+        "last_R": batch.last_R,
         "tree": batch.tree,
         "row_length": batch.row_length,
         "needs": needs,
@@ -185,6 +199,12 @@ def logps(
         other: gives the reference's logits, for "kl_K".
     """
     return LogProbs(**policy("logps", forward_inputs(batch, needs, other)))
+
+
+def rewards(policy: nn.Module, batch: PackedBatch) -> LogProbs:
+    """What a `PolicyModule` around a reward model says of a batch: rewards, and no log-probs."""
+    reward_R = policy("score", forward_inputs(batch))["reward_R"]
+    return LogProbs(reward_R.new_empty(0), reward_R=reward_R)
 
 
 def base_model(lm: nn.Module) -> nn.Module:

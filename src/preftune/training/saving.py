@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from preftune.policy.policy import base_model
 from preftune.quiet import without_progress_bars
 from preftune.training.run_folder import RunFolder
 
@@ -97,7 +98,10 @@ def _loading(lm: nn.Module, folder: Path) -> tuple[str, str]:
     if any(not adapter.base_model_name_or_path for adapter in adapters):
         return "peft", ADAPTER.format(folder=str(folder))
     if adapters or isinstance(lm, PreTrainedModel):
-        return "peft" if adapters else "transformers", WHOLE.format(folder=str(folder))
+        code = WHOLE.format(folder=str(folder))
+        if type(base_model(lm)).__name__.endswith("ForSequenceClassification"):
+            code = code.replace("AutoModelForCausalLM", "AutoModelForSequenceClassification")
+        return "peft" if adapters else "transformers", code
     return "pytorch", MODULE.format(folder=folder, kind=type(lm).__name__)
 
 

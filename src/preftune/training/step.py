@@ -21,7 +21,7 @@ from preftune.errors import PreftuneError
 from preftune.objectives.base import Outcome, State
 from preftune.objectives.batch import Batch, LogProbs
 from preftune.objectives.registry import Term
-from preftune.policy.policy import logps
+from preftune.policy.policy import logps, rewards
 from preftune.policy.reference import Reference
 from preftune.training.batches import DROPOUT, torch_seed
 from preftune.training.metrics import columns
@@ -173,6 +173,8 @@ class Step:
         return loss, outcomes
 
     def _policy(self, micro: Micro) -> LogProbs:
+        if "reward_R" in self.needs:
+            return rewards(self.policy, micro.batch)
         other = None
         if "kl_K" in self.needs:
             assert self.reference is not None  # what needs it compares with a reference

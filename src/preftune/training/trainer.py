@@ -288,7 +288,7 @@ class Trainer:
         if held_out is not None:
             found = held_out.evaluate(self.states)
             self._log({"kind": "eval", "step": step, **found})
-        if prompts and hasattr(self.policy.lm, "generate"):
+        if prompts and not self.policy.scores and hasattr(self.policy.lm, "generate"):
             ends = self.examples.end_ids
             sampled = answers(self.policy, self.tokenizer, prompts, self.config.evaluate, ends, self.config.seed)
             self.folder.append_samples({"when": when, "step": step, **one} for one in sampled)

@@ -1,0 +1,140 @@
+"""DPO with a beta that follows the data."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from preftune.objectives.base import Confidence, Objective, Outcome, State, check, check_positive, refuse_doubt
+from preftune.objectives.batch import Batch, LogProbs, pair_indices
+from preftune.objectives.coupled import TINY, refuse_few, weighted_mean
+from preftune.objectives.tokens import ratios_R
+
+_CERTAIN = {"label_smoothing": "BetaDPO takes labels as certain, as gaps say which pairs to trust: leave it out"}
+
+
+@dataclass(frozen=True)
+class BetaDPO(Objective):
+    """Beta-DPO: DPO without the pairs that stand out, and with a larger beta for batches that are easy to tell apart.
+
+    Equation:
+        loss = -log sigmoid(beta_b * delta) over the pairs that are kept, 0 over the others
+        delta = log(pi(chosen) / pi_ref(chosen)) - log(pi(rejected) / pi_ref(rejected))
+        beta_b = max(beta * (1 + alpha * (m - mean)), beta_min), without gradient; m is the mean delta of kept pairs
+        mean, sd = decay * before + (1 - decay) * the batch's mean and standard deviation of delta; both 0 at first
+
+        Of n pairs, n * (1 - filter_share), rounded down, are kept, one at least: drawn without replacement with weights
+        exp(-((delta - mean) / sd)^2 / 2). Losses are scaled so that the batch's mean is that over kept pairs. Weights
+        count in all means; pairs of weight 0 are never kept. The draw is a function of the batch and of the number of
+        steps so far, which is kept as state with mean and sd, and does not depend on the order of the pairs.
+
+    Source: Wu et al. 2024, "beta-DPO: Direct Preference Optimization with Dynamic beta", arXiv 2407.08639. Defaults:
+        the authors' code.
+
+    When to use: data that mixes clear and doubtful pairs, or pairs with outliers that DPO would learn by heart.
+
+    In nats: with defaults, beta_b grows by 6 % for each tenth of a nat that kept pairs are further apart than usual,
+        and from 1.65 nats below it has the floor beta_min. Rewards are beta times the log-ratio, with no regard to
+        beta_b, so that those of different steps compare.
+
+    Differs between libraries: none but the authors' code has it. There the draw is the process's random state's; its
+        rounding and its kind of standard deviation (ours: of a sample, n - 1) we did not compare.
+
+    Args:
+        beta: beta of a batch as far apart as usual, reward per nat. Usual: 0.1.
+        alpha: how fast beta_b grows, per nat. Usual: 0.6; 0 keeps it at beta.
+        filter_share: share of pairs to leave out, in [0, 1). Usual: 0.2.
+        decay: of the running mean and sd, in [0, 1). Usual: 0.9.
+        beta_min: beta_b is at least this, > 0. Usual: 0.001.
+        keep: "drawn": kept pairs are drawn by the weights; "likeliest": those of largest weight.
+
+    Example:
+        >>> from torch import tensor
+        >>> objective = BetaDPO(beta=1.0, alpha=0.5, filter_share=0.0, decay=0.5)
+        >>> result = objective.on_pairs(tensor([-4.0, -4.0]), tensor([-6.0, -6.0]), *torch.full((2, 2), -5.0))
+        >>> [round(x, 4) for x in result.loss_E.tolist()]  # delta 2, mean 1: beta_b = 1.5: log(1 + exp(-3))
+        [0.0486, 0.0486]
+    """
+
+    couples: ClassVar[bool] = True
+    confidence: ClassVar[Confidence] = "unused"
+    least_examples: ClassVar[int] = 2
+    refuses: ClassVar[Mapping[str, str]] = _CERTAIN
+
+    beta: float = 0.1
+    alpha: float = 0.6
+    filter_share: float = 0.2
+    decay: float = 0.9
+    beta_min: float = 1e-3
+    keep: Literal["drawn", "likeliest"] = "drawn"
+
+    def __post_init__(self) -> None:
+        check_positive("beta", self.beta, "it is the reward per nat of log-ratio; 0.1 is usual")
+        check(
+            0 <= self.alpha < math.inf,
+            f"alpha must be finite and >= 0, got {self.alpha}: it is how fast beta grows with the gap; 0.6 is usual",
+        )
+        check(
+            0 <= self.filter_share < 1,
+            f"filter_share must be in [0, 1), got {self.filter_share}: it is the share of pairs left out; 0.2 is usual",
+        )
+        check(0 <= self.decay < 1, f"decay must be in [0, 1), got {self.decay}: at 1 the mean stays 0; 0.9 is usual")
+        check_positive("beta_min", self.beta_min, "it is the smallest beta of a batch; 0.001 is usual")
+        check(self.keep in ("drawn", "likeliest"), f'keep must be "drawn" or "likeliest", got {self.keep!r}')
+
+    @property
+    def needs_tokens(self) -> bool:
+        return False
+
+    def init(self) -> State:
+        return {"mean": torch.zeros(()), "sd": torch.zeros(()), "step": torch.zeros((), dtype=torch.int64)}
+
+    def __call__(self, policy: LogProbs, reference: LogProbs | None, batch: Batch, state: State) -> Outcome:
+        ratio_R = ratios_R("BetaDPO", policy, reference, batch)
+        refuse_few(self, batch, "measures how gaps spread over the batch")
+        refuse_doubt(self, batch)
+        chosen_E, rejected_E = pair_indices(batch)
+        delta_E, weight_E = ratio_R[chosen_E] - ratio_R[rejected_E], batch.weight_E
+        gap_E = delta_E.detach()
+        after = self._after(gap_E, weight_E, state)
+        kept_E = self._kept_E(gap_E, weight_E, after)
+        kept_weight_E = weight_E * kept_E
+        beyond = weighted_mean(gap_E, kept_weight_E) - after["mean"]
+        beta = (self.beta * (1 + self.alpha * beyond)).clamp(min=self.beta_min)
+        scale = weight_E.sum() / kept_weight_E.sum().clamp(min=TINY)
+        loss_E = -logsigmoid(beta * delta_E) * kept_E * scale
+        return Outcome(loss_E, self.beta * ratio_R.detach(), after, {"beta": beta.expand(len(gap_E)), "kept": kept_E})
+
+    def _after(self, gap_E: Tensor, weight_E: Tensor, state: State) -> dict[str, Tensor]:
+        mean = weighted_mean(gap_E, weight_E)
+        count = (weight_E > 0).sum()
+        variance = weighted_mean((gap_E - mean) ** 2, weight_E) * count / (count - 1).clamp(min=1)
+        return {
+            "mean": self.decay * state["mean"] + (1 - self.decay) * mean,
+            "sd": self.decay * state["sd"] + (1 - self.decay) * variance.sqrt(),
+            "step": state["step"] + 1,
+        }
+
+    def _kept_E(self, gap_E: Tensor, weight_E: Tensor, after: State) -> Tensor:
+        """1 for the pairs that are kept, 0 for the others; float."""
+        counts_E = weight_E > 0
+        # in float64, and against the largest one: early on sd may be far too small, and all weights vanish
+        from_mean_E = (gap_E - after["mean"]).double() / after["sd"].double().clamp(min=1e-30)
+        log_weight_E = torch.where(counts_E, -(from_mean_E**2) / 2, -torch.inf)
+        key_E = log_weight_E - log_weight_E.max()
+        if self.keep == "drawn":  # the largest of log-weight plus Gumbel noise are a draw without replacement
+            draw = torch.Generator().manual_seed(int(after["step"]))
+            uniform_E = torch.rand(len(gap_E), generator=draw, dtype=torch.float64).to(gap_E.device)
+            order_E = torch.argsort(torch.where(counts_E, gap_E, torch.inf), stable=True)
+            noise_E = torch.empty_like(uniform_E)
+            noise_E[order_E] = -torch.log(-torch.log(uniform_E))
+            key_E = key_E + noise_E
+        count = max(1, math.floor(int(counts_E.sum()) * (1 - self.filter_share) + 1e-9))
+        best_E = torch.argsort(key_E, descending=True, stable=True)[:count]
+        kept_E = torch.zeros_like(gap_E)
+        kept_E[best_E] = 1
+        return kept_E
