@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.tracking import get_available_trackers
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from preftune import yaml_tree
+from preftune.checks import check, check_columns, check_kind, check_sizes, trains_rewards
 from preftune.config import RunConfig
 from preftune.data import dataset
 from preftune.data.baselines import with_baselines
+from preftune.data.writing import write_records
 from preftune.errors import PreftuneError
 from preftune.objectives import registry
 from preftune.policy import loading
@@ -113,44 +114,44 @@ def run(
     tokenizer: str | PreTrainedTokenizerBase | None = None,
     terms: tuple[registry.Term, ...] | None = None,
     probe: Probe | None = None,
+    file: Path | None = None,
     show: bool = True,
 ) -> Run:
-    """Carry out a resolved config. See `train`."""
+    """Carry out a resolved config, which `file` may name. See `train`."""
     terms = terms or registry.terms(config.objective)
     source = config.data.path if rows is None else str(rows) if isinstance(rows, Path) else rows
     if source is None:
         raise PreftuneError("data.path is missing: name a file, a folder, a hub id, or 'sandbox'")
     output = _output(config, terms)
-    _check(config, terms, output, loaded=model is not None)
+    check(config, terms, output, loaded=model is not None, file=file)
     records = dataset.read(config.data, source, config.seed, held_out)
-    _check_kind(terms, records.kind)
-    _check_columns(terms, records)
-    loaded = _load(config, model, tokenizer, records, _trains_rewards(terms))
+    check_kind(terms, records.kind)
+    check_columns(terms, records)
+    loaded = _load(config, model, tokenizer, records, trains_rewards(terms))
     examples = _render(records, loaded, config)
-    _check_sizes(terms, examples)
+    check_sizes(terms, examples)
+    if config.evaluate.every is not None and not examples.held_out:
+        raise PreftuneError("evaluate.every asks for evaluations, but nothing is held out: set data.held_out")
     if any(term.objective.baselines for term in terms):
-        train, held_out = (
-            with_baselines(side, examples.train, config.seed) for side in (examples.train, examples.held_out)
-        )
-        examples = replace(examples, train=train, held_out=held_out)
+        sides = [with_baselines(side, examples.train, config.seed) for side in (examples.train, examples.held_out)]
+        examples = replace(examples, train=sides[0], held_out=sides[1])
     with _own_attention(loaded.lm):
         folder = RunFolder.create(output, config.output.overwrite)
         try:
             fitting = _answers_that_fit(config, loaded.lm, examples)
             trainer = Trainer(loaded.lm, loaded.tokenizer, examples, terms, fitting, folder, probe, show)
+            folder.write_config(yaml_tree.dump(_resolved(config, terms, folder, records, source, held_out)))
+            folder.write_manifest(
+                seed=config.seed,
+                data_sha256=records.fingerprint,
+                records={"train": len(examples.train), "held_out": len(examples.held_out)},
+                device=str(trainer.accelerator.device),
+                processes=trainer.accelerator.num_processes,
+            )
         except BaseException:
             folder.discard()  # nothing was trained: leave no folder in the way of the next attempt
             raise
-        resolved = config.model_copy(update={"objective": registry.spec_of(terms)})
-        resolved.output.path = str(folder.path)
-        folder.write_config(yaml_tree.dump(resolved))
-        folder.write_manifest(
-            seed=config.seed,
-            data_sha256=records.fingerprint,
-            records={"train": len(examples.train), "held_out": len(examples.held_out)},
-            device=str(trainer.accelerator.device),
-            processes=trainer.accelerator.num_processes,
-        )
+        folder.keep()
         summary = trainer.fit()
     lm = trainer.policy.lm.eval()
     card = model_card(summary, config.model.path, lm, folder.path / "model", _version())
@@ -160,53 +161,28 @@ def run(
     return Run(folder.path, lm, loaded.tokenizer)
 
 
-def _check(config: RunConfig, terms: tuple[registry.Term, ...], output: Path, loaded: bool) -> None:
-    """Refuse what shows to be wrong before data and model are read."""
-    _check_batch(config, terms)
-    _trains_rewards(terms)
-    loading.check_keys(config.model, loaded)
-    if not loaded:
-        loading.check_path(config.model)
-    if config.reference != type(config.reference)() and not registry.needs_reference(terms):
-        names = "+".join(term.name for term in terms)
-        raise PreftuneError(f"objective {names} compares with no reference, but one is described: leave reference out")
-    if config.reference.path is not None:
-        loading.check_path(config.model.model_copy(update={"path": config.reference.path}))
-    available = [str(name) for name in get_available_trackers()]
-    for name in config.output.trackers:
-        if name not in available:
-            raise PreftuneError(
-                f"output.trackers names {name}, which is not installed; installed: {', '.join(available) or 'none'}"
-            )
-    RunFolder.check(output, config.output.overwrite)
-    for key, path in (("model", config.model.path), ("data", config.data.path), ("reference", config.reference.path)):
-        if path is not None and Path(path).exists() and Path(path).resolve().is_relative_to(output.resolve()):
-            raise PreftuneError(
-                f"output.path {output} would be overwritten, but it holds {key}.path: name another folder"
-            )
-
-
-def _check_batch(config: RunConfig, terms: tuple[registry.Term, ...]) -> None:
-    """Refuse batches too small for an objective."""
-    for term in terms:
-        least = term.objective.least_examples
-        if config.batch.size is not None and config.batch.size < least:
-            raise PreftuneError(
-                f"objective {term.name} compares the examples of a batch, at least {least} of them, but batch.size is "
-                f"{config.batch.size}: set it to {least} or more"
-            )
-
-
-def _check_sizes(terms: tuple[registry.Term, ...], examples: dataset.Examples) -> None:
-    """Refuse data too small for an objective."""
-    for term in terms:
-        least = term.objective.least_examples
-        for name, side in (("training", examples.train), ("held-out", examples.held_out)):
-            if 0 < len(side) < least:
-                raise PreftuneError(
-                    f"objective {term.name} compares at least {least} examples, but the {name} data has {len(side)}: "
-                    "give more data, or another data.held_out"
-                )
+def _resolved(
+    config: RunConfig,
+    terms: tuple[registry.Term, ...],
+    folder: RunFolder,
+    records: dataset.Records,
+    source: str | Iterable[Any],
+    held_out: Iterable[Any] | None,
+) -> RunConfig:
+    """The config that gives this run again: rows that came as objects are kept in the folder, and named."""
+    data = config.data
+    if not (isinstance(source, str) and (held_out is None or isinstance(held_out, str))):
+        paths = {"train": folder.path / "data" / "train.jsonl", "held_out": folder.path / "data" / "held_out.jsonl"}
+        write_records(paths["train"], records.train)
+        if records.held_out:
+            write_records(paths["held_out"], records.held_out)
+        there = str(paths["held_out"]) if records.held_out else None
+        changes = {"path": str(paths["train"]), "held_out_path": there, "layout": None, "split": None, "limit": None}
+        share = type(data)().held_out if records.held_out else 0  # a path goes before a share, and refuses another
+        data = data.model_copy(update={**changes, "held_out": share})
+    # whether a folder may be replaced is a matter of the command, not of the run
+    output = config.output.model_copy(update={"path": str(folder.path), "overwrite": False})
+    return config.model_copy(update={"objective": registry.spec_of(terms), "data": data, "output": output})
 
 
 def _blocks(config: str | Path | Mapping[str, Any] | None, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -220,36 +196,15 @@ def _blocks(config: str | Path | Mapping[str, Any] | None, settings: Mapping[str
     return blocks
 
 
-def _check_kind(terms: tuple[registry.Term, ...], kind: str) -> None:
-    wanted = registry.data_kind(terms)
-    if kind not in (wanted, "pairs"):
-        names = "+".join(term.name for term in terms)
-        raise PreftuneError(
-            f"objective {names} learns from {dataset.WHAT[wanted]}, but the data has "
-            f"{dataset.WHAT[kind]}: choose an objective for those"  # type: ignore[index]
-        )
-
-
-def _check_columns(terms: tuple[registry.Term, ...], records: dataset.Records) -> None:
-    """Refuse records without a value that an objective cannot do without, or with one that it cannot use."""
-    for term in terms:
-        for name in sorted(term.objective.columns):
-            for record in (*records.train, *records.held_out):
-                value = getattr(record, name, None)
-                if value is None:
-                    raise PreftuneError(
-                        f"objective {term.name} learns from {name}, but {record.where} has none: give every row one, "
-                        "or choose another objective"
-                    )
-                try:
-                    term.objective.check_column(name, value)
-                except ValueError as error:
-                    raise PreftuneError(f"{record.where}, for objective {term.name}: {error}") from None
-
-
 def _render(records: dataset.Records, loaded: loading.Loaded, config: RunConfig) -> dataset.Examples:
     """Token ids that the model can read."""
     data, longest = config.data, loading.positions(loaded.lm)
+    plain = not data.rendering.text_as_chat and all(isinstance(record.prompt, str) for record in records.train)
+    if plain and data.rendering.chat_template is not None:
+        raise PreftuneError(
+            "data.rendering.chat_template is given, but the data is plain text, which is taken as it is: set "
+            "data.rendering.text_as_chat=true, or leave the template out"
+        )
     if longest is not None and longest < (data.rendering.max_length or longest + 1):
         data = data.model_copy(update={"rendering": data.rendering.model_copy(update={"max_length": longest})})
     examples = dataset.render(records, loaded.tokenizer, data)
@@ -313,20 +268,6 @@ def _load(
     if reward:
         model = with_reward_head(model, read.pad_token_id)
     return loading.Loaded(loading.adapt(model, config.model, config.seed), read)
-
-
-def _trains_rewards(terms: tuple[registry.Term, ...]) -> bool:
-    """True if the objective trains a scalar head, False if a policy.
-
-    Raises:
-        PreftuneError: for a mix of both.
-    """
-    kinds = {"reward_R" in term.objective.needs: term.name for term in terms}
-    if len(kinds) > 1:
-        raise PreftuneError(
-            f"objective {kinds[True]} trains a reward model and {kinds[False]} a policy: train them one after the other"
-        )
-    return True in kinds
 
 
 def _check_module(model: nn.Module, adapted: bool, reward: bool) -> None:

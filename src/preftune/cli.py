@@ -20,6 +20,10 @@ app = typer.Typer(
 study = typer.Typer(help="Run an experiment of the papers again.", no_args_is_help=True)
 app.add_typer(study, name="study")
 
+LARGEST_SEED = 2**63 - 1
+INTERRUPTED = 130  # exit code after Ctrl-C
+DEMO_FOLDER = Path("runs/demo")
+
 Words = Annotated[
     list[str] | None,
     typer.Argument(metavar="[CONFIG.yaml] [KEY=VALUE]...", help="a config file, and overrides of its keys"),
@@ -36,7 +40,9 @@ def train(
     words: Words = None,
     model: Model = None,
     data: Data = None,
-    objective: Annotated[str | None, typer.Option("--objective", help="dpo, ipo, sft, or package.module:Class")] = None,
+    objective: Annotated[
+        str | None, typer.Option("--objective", help="one that `preftune objectives` lists, or package.module:Class")
+    ] = None,
     out: Out = None,
     lora: Lora = False,
     quiet: Quiet = False,
@@ -84,17 +90,22 @@ def init(
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option("--out", "-o", help="run folder")] = Path("runs/demo"),
-    count: Annotated[int, typer.Option("--pairs", min=64, help="training pairs")] = 4096,
+    out: Annotated[Path, typer.Option("--out", "-o", help="run folder")] = DEMO_FOLDER,
+    count: Annotated[int, typer.Option("--pairs", min=64, max=1_000_000, help="training pairs")] = 4096,
     noise: Annotated[float, typer.Option(min=0, max=0.5, help="probability that a label is flipped")] = 0.0,
-    seed: Annotated[int, typer.Option(min=0, help="of pairs and training")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="of pairs and training")] = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the run in --out")] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Align the built-in model on the built-in world, in under a minute, and show what changed."""
+    """Align the built-in model on the built-in world, in under a minute, and show what changed.
+
+    A demo in runs/demo is replaced by the next one.
+    """
     from preftune.demo import demo as run_demo
     from preftune.report.terminal import show_run
 
-    show_run(run_demo(out, count=count, noise=noise, seed=seed, overwrite=True, quiet=quiet))
+    again = overwrite or out == DEMO_FOLDER
+    show_run(run_demo(out, count=count, noise=noise, seed=seed, overwrite=again, quiet=quiet))
 
 
 @app.command()
@@ -110,7 +121,7 @@ def pairs(
     temperature: Annotated[float, typer.Option(help="of the sampled answers, above 0")] = 1.0,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="longest answer, in tokens")] = 256,
     chat: Annotated[bool, typer.Option("--chat", help="ask in the model's chat template, write conversations")] = False,
-    seed: Annotated[int, typer.Option(min=0, help="of the samples")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="of the samples")] = 0,
     quiet: Quiet = False,
 ) -> None:
     """Sample answers to a task, check them, and write right-over-wrong pairs.
@@ -169,7 +180,7 @@ def ipo_bandits(
         "runs/ipo-bandits"
     ),
     quick: Annotated[bool, typer.Option("--quick", help="2,000 steps instead of 18,000: a few seconds")] = False,
-    seed: Annotated[int, typer.Option(min=0, help="of the mini-batches")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="of the mini-batches")] = 0,
 ) -> None:
     """DPO and IPO on the bandits of the IPO paper: the corner, and the optimum in closed form.
 
@@ -190,6 +201,21 @@ def version() -> None:
     from preftune import __version__
 
     typer.echo(__version__)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        version()
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    wanted: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="print the version")
+    ] = False,
+) -> None:
+    """Options of the program itself."""
 
 
 def _train(
@@ -220,7 +246,7 @@ def _train(
     from preftune.report.terminal import show_run
 
     config = yaml_tree.load(RunConfig, file, overrides, tagged=("objective",))
-    show_run(run(config, show=not quiet))
+    show_run(run(config, file=file, show=not quiet))
 
 
 def _split(words: list[str]) -> tuple[Path | None, list[str]]:
@@ -250,9 +276,11 @@ def main() -> None:
     except PreftuneError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        sys.exit(130)
+    except (KeyboardInterrupt, SystemExit) as stop:  # typer makes the second of the first
+        if isinstance(stop, KeyboardInterrupt) or stop.code == INTERRUPTED:
+            print("stopped before it was done", file=sys.stderr)
+            sys.exit(INTERRUPTED)
+        raise
 
 
 if __name__ == "__main__":

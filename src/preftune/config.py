@@ -44,4 +44,4 @@ class RunConfig(BaseModel):
     train: TrainConfig = Field(default_factory=TrainConfig)
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
     output: OutputConfig = Field(default_factory=OutputConfig)
-    seed: int = Field(0, ge=0, description="of weights, data order, dropout and sampling")
+    seed: int = Field(0, ge=0, lt=2**63, description="of weights, data order, dropout and sampling")

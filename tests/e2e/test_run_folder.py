@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from preftune import Run
+from preftune import Run, train
 from preftune.data.records import Preference, Where, fingerprint
 from preftune.data.split import held_out
 from preftune.sandbox.preferences import base_model, base_tokenizer
@@ -39,7 +39,8 @@ def untimed(values: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def digest(folder: Path) -> dict[str, str]:
-    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(folder.iterdir())}
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def logits(model: torch.nn.Module) -> Tensor:
@@ -279,9 +280,17 @@ def test_overwrite_replaces_a_run_and_nothing_else(preftune, pairs_file: Path, t
     words = ("-m", "sandbox", "-d", str(pairs_file), "-q", "train.max_steps=1", "output.overwrite=true")
     words = (*words, "evaluate.samples=0")
     assert preftune("train", *words, "-o", "r").code == 0
-    (tmp_path / "r" / "left-over").write_text("")
+    (tmp_path / "r" / "checkpoints").mkdir()
     assert preftune("train", *words, "-o", "r").code == 0
-    assert not (tmp_path / "r" / "left-over").exists()
+    assert not (tmp_path / "r" / "checkpoints").exists()
+    assert not list(tmp_path.glob(".*replaced*"))
+
+    (tmp_path / "r" / "notes.txt").write_text("what I saw")
+    said = preftune("train", *words, "-o", "r")
+    assert (said.code, said.err.count("\n")) == (2, 1)
+    assert "it holds notes.txt, which no run wrote" in said.err
+    assert (tmp_path / "r" / "notes.txt").read_text() == "what I saw"
+    (tmp_path / "r" / "notes.txt").unlink()
 
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.txt").write_text("all of it")
@@ -290,8 +299,17 @@ def test_overwrite_replaces_a_run_and_nothing_else(preftune, pairs_file: Path, t
     assert "is no run folder, so it is not overwritten" in said.err
     assert (tmp_path / "thesis" / "chapter.txt").read_text() == "all of it"
 
-    for key, value in (("model.path", "r/model"), ("reference.path", "r/model"), ("data.path", "r/pairs.jsonl")):
-        (tmp_path / "r" / "pairs.jsonl").write_text(pairs_file.read_text())
+    (tmp_path / "r" / "mine").mkdir()
+    (tmp_path / "r" / "mine" / "pairs.jsonl").write_text(pairs_file.read_text())
+    (tmp_path / "r" / "mine" / "chat.jinja").write_text("{{ messages }}")
+    for key, value in (
+        ("model.path", "r/model"),
+        ("model.tokenizer", "r/model"),
+        ("reference.path", "r/model"),
+        ("data.path", "r/mine/pairs.jsonl"),
+        ("data.held_out_path", "r/mine/pairs.jsonl"),
+        ("data.rendering.chat_template", "r/mine/chat.jinja"),
+    ):
         said = preftune("train", *words, "-o", "r", f"{key}={value}")
         assert said.code == 2, key
         assert f"it holds {key}" in said.err
@@ -306,10 +324,40 @@ def test_a_run_that_never_began_leaves_no_folder_and_removes_none(
     assert preftune("train", *words, "r", "data.rendering.max_length=3").code == 2
     assert not (tmp_path / "r").exists()
 
-    before = digest(run_folder / "model")
-    late = ("output.overwrite=true", "data.rendering.max_length=3")
-    assert preftune("train", *words, str(run_folder), *late).code == 2
-    assert digest(run_folder / "model") == before
+    before = digest(run_folder)
+    for late in ("data.rendering.max_length=3", "reference.path=org/nope"):  # before the folder is made, and after
+        assert preftune("train", *words, str(run_folder), "output.overwrite=true", late).code == 2
+        assert digest(run_folder) == before
+
+
+def test_a_run_that_did_not_finish_is_called_that(preftune, pairs_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "r").mkdir()
+    (tmp_path / "r" / "config.yaml").write_text("seed: 0\n")
+    said = preftune("train", "-m", "sandbox", "-d", str(pairs_file), "-o", "r", "-q")
+    assert said.code == 2
+    assert "output.path r holds a run that did not finish" in said.err
+
+
+def test_the_demo_replaces_its_own_folder_and_no_other(preftune, run_folder: Path, tmp_path: Path) -> None:
+    before = digest(run_folder)
+    said = preftune("demo", "--pairs", "64", "-q", "-o", str(run_folder))
+    assert (said.code, said.err.count("\n")) == (2, 1)
+    assert "in the demo --overwrite" in said.err
+    assert digest(run_folder) == before
+
+
+def test_rows_given_as_objects_are_kept_so_that_the_config_gives_the_run_again(
+    preftune, rows: list[dict[str, str]], tmp_path: Path
+) -> None:
+    settings: dict[str, Any] = {"train": {"max_steps": 2}, "evaluate": {"samples": 0}, "quiet": True}
+    train("sandbox", rows, {"name": "dpo", "beta": 0.2}, output="first", config={"data": {"limit": 40}}, **settings)
+    assert preftune("train", "first/config.yaml", "output.path=again", "-q").code == 0
+    first, second = digest(tmp_path / "first" / "model"), digest(tmp_path / "again" / "model")
+    assert first.pop("README.md") != second.pop("README.md")
+    assert first == second
+    assert untimed(lines(tmp_path / "first" / "metrics.jsonl")) == untimed(lines(tmp_path / "again" / "metrics.jsonl"))
+    manifests = [json.loads((tmp_path / run / "manifest.json").read_text()) for run in ("first", "again")]
+    assert manifests[0]["data_sha256"] == manifests[1]["data_sha256"]
 
 
 @pytest.mark.parametrize("place", ["/proc/run", "file.txt/run"])

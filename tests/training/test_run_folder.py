@@ -30,8 +30,27 @@ def test_an_earlier_run_is_replaced_when_asked_for(tmp_path):
     with pytest.raises(PreftuneError, match=r"output\.overwrite=true"):
         RunFolder.create(tmp_path / "run")
     assert (tmp_path / "run" / "config.yaml").read_text() == "seed: 0\n"
-    RunFolder.create(tmp_path / "run", overwrite=True)
+    folder = RunFolder.create(tmp_path / "run", overwrite=True)
     assert not any((tmp_path / "run").iterdir())
+    folder.keep()
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_what_a_run_that_never_began_would_have_replaced_is_put_back(tmp_path):
+    RunFolder.create(tmp_path / "run").write_config("seed: 0")
+    folder = RunFolder.create(tmp_path / "run", overwrite=True)
+    folder.write_config("seed: 1")
+    folder.discard()
+    assert (tmp_path / "run" / "config.yaml").read_text() == "seed: 0\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_a_file_that_no_run_wrote_keeps_a_folder_from_being_replaced(tmp_path):
+    RunFolder.create(tmp_path / "run").write_config("seed: 0")
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    with pytest.raises(PreftuneError, match=r"it holds notes\.txt, which no run wrote"):
+        RunFolder.create(tmp_path / "run", overwrite=True)
+    assert (tmp_path / "run" / "notes.txt").read_text() == "mine"
 
 
 def test_a_file_in_the_way_is_named(tmp_path):

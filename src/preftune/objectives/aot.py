@@ -76,5 +76,5 @@ class AOT(Objective):
         )
         at = quantiles(ours_N.detach(), weight_N, theirs_N, weight_N)
         loss_S = -logsigmoid(self.beta * (ours_N[at.first_S] - theirs_N[at.second_S]))
-        loss_E = shared_out(at.width_S.to(loss_S.dtype) * loss_S, at.first_S % len(right_E), batch.weight_E)
+        loss_E = shared_out(at.width_S.to(loss_S) * loss_S, at.first_S % len(right_E), batch.weight_E)
         return Outcome(loss_E, self.beta * ratio_R.detach(), state)

@@ -76,6 +76,6 @@ class AOTUnpaired(Objective):
         still_J = ratio_J.detach()
         at = quantiles(still_J, found.weight_J * found.good_J, still_J, found.weight_J * (1 - found.good_J))
         loss_S = -logsigmoid(self.beta * (ratio_J[at.first_S] - ratio_J[at.second_S]))
-        half_S: Tensor = at.width_S.to(loss_S.dtype) * loss_S / 2
+        half_S: Tensor = at.width_S.to(loss_S) * loss_S / 2
         owner_S = found.example_J[torch.cat([at.first_S, at.second_S])]
         return Outcome(shared_out(half_S.repeat(2), owner_S, batch.weight_E), self.beta * ratio_R.detach(), state)

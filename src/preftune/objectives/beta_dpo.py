@@ -121,20 +121,16 @@ class BetaDPO(Objective):
 
     def _kept_E(self, gap_E: Tensor, weight_E: Tensor, after: State) -> Tensor:
         """1 for the pairs that are kept, 0 for the others; float."""
-        counts_E = weight_E > 0
+        device, gap_E, counts_E = gap_E.device, gap_E.cpu(), (weight_E > 0).cpu()
         # in float64, and against the largest one: early on sd may be far too small, and all weights vanish
-        from_mean_E = (gap_E - after["mean"]).double() / after["sd"].double().clamp(min=1e-30)
-        log_weight_E = torch.where(counts_E, -(from_mean_E**2) / 2, -torch.inf)
+        mean, sd = (after[name].cpu().double() for name in ("mean", "sd"))
+        log_weight_E = torch.where(counts_E, -(((gap_E.double() - mean) / sd.clamp(min=1e-30)) ** 2) / 2, -torch.inf)
         key_E = log_weight_E - log_weight_E.max()
         if self.keep == "drawn":  # the largest of log-weight plus Gumbel noise are a draw without replacement
             draw = torch.Generator().manual_seed(int(after["step"]))
-            uniform_E = torch.rand(len(gap_E), generator=draw, dtype=torch.float64).to(gap_E.device)
             order_E = torch.argsort(torch.where(counts_E, gap_E, torch.inf), stable=True)
-            noise_E = torch.empty_like(uniform_E)
-            noise_E[order_E] = -torch.log(-torch.log(uniform_E))
-            key_E = key_E + noise_E
+            key_E[order_E] -= torch.log(-torch.log(torch.rand(len(gap_E), generator=draw, dtype=torch.float64)))
         count = max(1, math.floor(int(counts_E.sum()) * (1 - self.filter_share) + 1e-9))
-        best_E = torch.argsort(key_E, descending=True, stable=True)[:count]
         kept_E = torch.zeros_like(gap_E)
-        kept_E[best_E] = 1
-        return kept_E
+        kept_E[torch.argsort(key_E, descending=True, stable=True)[:count]] = 1
+        return kept_E.to(device)

@@ -107,7 +107,7 @@ class Quantiles:
     Attributes:
         first_S: index of the first sample's value on each segment.
         second_S: index of the second sample's value.
-        width_S: width of the segment; they sum to 1, or are all 0 if a sample has no weight.
+        width_S: width of the segment, float64, on the CPU; they sum to 1, or are all 0 if a sample has no weight.
     """
 
     first_S: Tensor
@@ -119,7 +119,8 @@ def quantiles(value_N: Tensor, weight_N: Tensor, other_M: Tensor, other_weight_M
     """Couples two samples quantile by quantile, which is optimal transport on the line.
 
     Between the places at which either quantile function steps, both are constant: these are the segments. Samples of
-    one size and equal weights are coupled value by value, in sorted order.
+    one size and equal weights are coupled value by value, in sorted order. It is worked out on the CPU: in float64, in
+    which sums of equal weights are equal, and which not every device has.
 
     Args:
         value_N: the first sample, without gradient.
@@ -127,14 +128,16 @@ def quantiles(value_N: Tensor, weight_N: Tensor, other_M: Tensor, other_weight_M
         other_M: the second sample.
         other_weight_M: its weights.
     """
+    device = value_N.device
+    value_N, weight_N, other_M, other_weight_M = (each.cpu() for each in (value_N, weight_N, other_M, other_weight_M))
     (order_N, end_N), (order_M, end_M) = _steps(value_N, weight_N), _steps(other_M, other_weight_M)
     end_S = torch.cat([end_N, end_M]).sort().values
     width_S = torch.diff(end_S, prepend=end_S.new_zeros(1))
     middle_S = end_S - width_S / 2
     both = bool(weight_N.sum() > 0) and bool(other_weight_M.sum() > 0)
     return Quantiles(
-        order_N[torch.searchsorted(end_N, middle_S).clamp(max=len(end_N) - 1)],
-        order_M[torch.searchsorted(end_M, middle_S).clamp(max=len(end_M) - 1)],
+        order_N[torch.searchsorted(end_N, middle_S).clamp(max=len(end_N) - 1)].to(device),
+        order_M[torch.searchsorted(end_M, middle_S).clamp(max=len(end_M) - 1)].to(device),
         width_S * both,
     )
 

@@ -27,7 +27,7 @@ class DrDPO(Objective):
         is one loss for the whole batch, and every pair's loss_E.
 
     Source: Wu et al. 2024, "Towards Robust Alignment of Language Models: Distributionally Robustifying Direct
-        Preference Optimization", arXiv 2407.07880. Defaults beta 0.1 and beta_prime 1: the authors'.
+        Preference Optimization", arXiv 2407.07880. Default beta 0.1 as for DPO; beta_prime 1 is usual.
 
     When to use: an unknown share of labels is flipped, so that rdpo could not be told its rate. It gives up on pairs
         that it cannot fit, which with clean but hard pairs is a loss.

@@ -7,7 +7,8 @@ Per pair, in nats unless said otherwise, log-probs of whole responses:
     preference_accuracy   1 where delta > 0 (where the margin > 0, for a reward head); ties (|delta| < 1e-5) count one
                     half, so that training starts at 0.5
     policy_accuracy       the same for the policy's own log-probs, without a reference
-Means are over examples; log-probs per token are over tokens.
+Means are over examples; log-probs per token are over tokens. What an objective tells of itself (KTO's z0, beta-DPO's
+beta) is logged under its own name.
 
 In unpaired data, chosen are the responses judged good and rejected those judged bad: delta and margin are differences
 of means, and accuracies are over all couples of a good and a bad response, whatever their prompts (the area under the
@@ -55,6 +56,7 @@ def columns(policy: LogProbs, reference: LogProbs | None, outcome: Outcome, batc
             values |= {f"{name}_{key}": value_R[at] for key, value_R in values_R.items()}
     if "response_reward" in values:
         values["good"] = batch.score_R[role_indices(batch, Role.LABELLED)].double()
+    values |= {f"objective.{name}": value.detach().double() for name, value in outcome.extras.items()}
     if len(best):
         ranked_by = values_R.get("ratio", values_R["reward"])
         values["order"] = _order_E(ranked_by, batch)
@@ -93,6 +95,9 @@ def summarise(values: Table) -> dict[str, float]:
     summary |= _difference(values, "delta", "ratio")
     if all(f"{name}_reward" in summary for name in SIDES):
         summary |= _difference(values, "margin", "reward")
+    for name in values:
+        if name.startswith("objective."):
+            summary[name.removeprefix("objective.")] = float(values[name].mean())
     if "order" in values:
         summary["order_accuracy"] = float(np.nanmean(values["order"]))
     return summary

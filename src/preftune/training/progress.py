@@ -16,20 +16,18 @@ SHOWN = (
 )
 
 
+WIDE = 120  # columns of a terminal in which everything fits on a line; in narrower ones the bar makes room
+
+
 class Bar:
     """A progress bar with the last metrics; silent on every process but the first."""
 
     def __init__(self, steps: int, show: bool, console: Console | None = None) -> None:
-        self.progress = Progress(
-            TextColumn("[bold]training"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[values]}"),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=console or Console(stderr=True),
-            disable=not show,
-        )
+        console = console or Console(stderr=True)
+        values = (MofNCompleteColumn(), TextColumn("{task.fields[values]}"))
+        wide = (TextColumn("[bold]training"), BarColumn(bar_width=24), *values, TextColumn("left"))
+        columns = wide if console.width >= WIDE else values
+        self.progress = Progress(*columns, TimeRemainingColumn(), console=console, disable=not show)
         self.task = self.progress.add_task("training", total=steps, values="")
 
     def __enter__(self) -> Bar:

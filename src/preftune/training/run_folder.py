@@ -20,6 +20,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from preftune.errors import PreftuneError
 
+FILES = {"config.yaml", "manifest.json", "metrics.jsonl", "samples.jsonl", "summary.json", "report.html"}
+
 
 class OutputConfig(BaseModel):
     """Where a run is kept."""
@@ -36,8 +38,9 @@ class OutputConfig(BaseModel):
 class RunFolder:
     """Writes a run's files. Each is whole or absent: written under a temporary name, then renamed."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, replaced: Path | None = None) -> None:
+        """`replaced` is where the run that was there before is kept until `keep` or `discard`."""
+        self.path, self.replaced = path, replaced
 
     @staticmethod
     def check(path: Path, overwrite: bool = False) -> None:
@@ -49,11 +52,19 @@ class RunFolder:
         if path.is_dir() and not any(path.iterdir()):
             return
         if path.exists() and not overwrite:
+            unfinished = (path / "config.yaml").is_file() and not (path / "summary.json").is_file()
+            what = "holds a run that did not finish" if unfinished else "exists and is not empty"
             raise PreftuneError(
-                f"output.path {path} exists and is not empty: name another folder, or set output.overwrite=true"
+                f"output.path {path} {what}: name another folder, or let it be replaced (output.overwrite=true; in the "
+                "demo --overwrite)"
             )
         if path.exists() and not (path / "config.yaml").is_file():
             raise PreftuneError(f"output.path {path} is no run folder, so it is not overwritten: name another folder")
+        if path.exists() and (foreign := sorted(one.name for one in path.iterdir() if _is_foreign(one))):
+            raise PreftuneError(
+                f"output.path {path} would be replaced, but it holds {foreign[0]}, which no run wrote: move it, or "
+                "name another folder"
+            )
         above = next(folder for folder in path.absolute().parents if folder.exists())
         if not (above.is_dir() and os.access(above, os.W_OK)):
             raise PreftuneError(f"cannot write to output.path {path}: {above} is no folder that may be written to")
@@ -66,19 +77,29 @@ class RunFolder:
             PreftuneError: if there is something there already, or the folder cannot be made.
         """
         cls.check(path, overwrite)
+        replaced = None
         try:
             if path.exists() and any(path.iterdir()):
-                shutil.rmtree(path)
+                replaced = path.with_name(f".{path.name}.replaced-{os.getpid()}")
+                path.rename(replaced)
             path.mkdir(parents=True, exist_ok=True)
             with tempfile.NamedTemporaryFile(dir=path):
                 pass
         except OSError as error:
             raise PreftuneError(f"cannot write to output.path {path}: {error.strerror}") from error
-        return cls(path)
+        return cls(path, replaced)
+
+    def keep(self) -> None:
+        """The run has begun: let go of the one that it replaces."""
+        if self.replaced is not None:
+            shutil.rmtree(self.replaced)
+            self.replaced = None
 
     def discard(self) -> None:
-        """Remove the folder, of a run that never began."""
+        """Remove the folder, of a run that never began, and put back what was there before."""
         shutil.rmtree(self.path)
+        if self.replaced is not None:
+            self.replaced.rename(self.path)
 
     def write_config(self, text: str) -> None:
         """Keep the config as resolved (YAML)."""
@@ -129,6 +150,11 @@ class RunFolder:
         temporary = self.path / f".{name}.tmp"
         temporary.write_text(text + ("" if text.endswith("\n") else "\n"), encoding="utf-8")
         temporary.replace(self.path / name)
+
+
+def _is_foreign(path: Path) -> bool:
+    """True for a file that is not a run's; folders may be those of trackers."""
+    return path.is_file() and path.name not in FILES and not path.name.startswith(".")
 
 
 def to_json(value: Any, indent: int | None = None) -> str:

@@ -103,6 +103,13 @@ class Trainer:
         self.batches, self.batches_per_epoch = self._batches()
         self.states: States = tuple(term.objective.init() for term in terms)
         self.explosion = ExplosionGate(vocabulary(lm))
+        self.writes = not self.policy.scores and hasattr(lm, "generate")
+        if config.evaluate.samples and not self.writes and not self.policy.scores:
+            self.messages.append(f"no samples are taken: {type(lm).__name__} has no method generate")
+        if config.train.max_steps is not None and config.train.epochs != type(config.train)().epochs:
+            self.messages.append(
+                f"train.max_steps={config.train.max_steps} decides how long, not train.epochs={config.train.epochs:g}"
+            )
 
     def fit(self) -> dict[str, Any]:
         """Train. Returns the summary (without writing it).
@@ -111,9 +118,8 @@ class Trainer:
             PreftuneError: if the reference is not the policy's start, or a step is not finite.
         """
         started = time.perf_counter()
-        if self.show:
-            for message in self.messages:
-                print(f"note: {message}", file=sys.stderr)
+        for message in self.messages:
+            print(f"note: {message}", file=sys.stderr)
         if self.step.reference is not None and self.config.reference.path is None and self.config.train.check_start:
             check_start(self.prepared, self.step.reference, self._micros(self.batches[0])[0], self.precision)
         held_out = HeldOut(self.step, self._side(self.examples.held_out)) if self.examples.held_out else None
@@ -288,7 +294,7 @@ class Trainer:
         if held_out is not None:
             found = held_out.evaluate(self.states)
             self._log({"kind": "eval", "step": step, **found})
-        if prompts and not self.policy.scores and hasattr(self.policy.lm, "generate"):
+        if prompts and self.writes:
             ends = self.examples.end_ids
             sampled = answers(self.policy, self.tokenizer, prompts, self.config.evaluate, ends, self.config.seed)
             self.folder.append_samples({"when": when, "step": step, **one} for one in sampled)

@@ -1,0 +1,152 @@
+"""What a run is refused for before anything is loaded, trained or replaced."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from accelerate.tracking import get_available_trackers
+
+from preftune.config import RunConfig
+from preftune.data import dataset
+from preftune.errors import PreftuneError
+from preftune.objectives import registry
+from preftune.policy import loading
+from preftune.training.run_folder import RunFolder
+
+
+def check(
+    config: RunConfig, terms: tuple[registry.Term, ...], output: Path, loaded: bool, file: Path | None = None
+) -> None:
+    """Refuse what shows to be wrong before data and model are read.
+
+    Args:
+        config: of the run.
+        terms: its objective.
+        output: its folder.
+        loaded: True if a loaded model was given.
+        file: the config file, if there is one.
+
+    Raises:
+        PreftuneError: in one sentence.
+    """
+    _check_batch(config, terms)
+    trains_rewards(terms)
+    loading.check_keys(config.model, loaded)
+    if not loaded:
+        loading.check_path(config.model)
+    if config.reference != type(config.reference)() and not registry.needs_reference(terms):
+        names = "+".join(term.name for term in terms)
+        raise PreftuneError(f"objective {names} compares with no reference, but one is described: leave reference out")
+    if config.reference.path is not None:
+        loading.check_path(config.model.model_copy(update={"path": config.reference.path}))
+    available = [str(name) for name in get_available_trackers()]
+    for name in config.output.trackers:
+        if name not in available:
+            raise PreftuneError(
+                f"output.trackers names {name}, which is not installed; installed: {', '.join(available) or 'none'}"
+            )
+    _check_unused(config)
+    RunFolder.check(output, config.output.overwrite)
+    _check_inputs(config, output, file)
+
+
+def _check_unused(config: RunConfig) -> None:
+    """Refuse keys that would change nothing."""
+    output, evaluate = config.output, config.evaluate
+    if output.keep != type(output)().keep and output.save_every is None:
+        raise PreftuneError(
+            f"output.keep={output.keep} says how many saved models to keep, but output.save_every is not set: set it, "
+            "or leave keep out"
+        )
+    for key in ("max_new_tokens", "temperature"):
+        if getattr(evaluate, key) != getattr(type(evaluate)(), key) and evaluate.samples == 0:
+            raise PreftuneError(f"evaluate.{key} is about samples, but evaluate.samples is 0: leave one of them out")
+
+
+def _check_inputs(config: RunConfig, output: Path, file: Path | None) -> None:
+    """Refuse to replace a folder that holds something the run reads."""
+    template = config.data.rendering.chat_template
+    inputs = {
+        "model.path": config.model.path,
+        "model.tokenizer": config.model.tokenizer,
+        "data.path": config.data.path,
+        "data.held_out_path": config.data.held_out_path,
+        "data.rendering.chat_template": template if template and "\n" not in template else None,
+        "reference.path": config.reference.path,
+        "the config file": str(file) if file is not None and file.name != "config.yaml" else None,
+    }
+    for key, path in inputs.items():
+        if path is not None and _exists(path) and Path(path).resolve().is_relative_to(output.resolve()):
+            raise PreftuneError(f"output.path {output} would be overwritten, but it holds {key}: name another folder")
+
+
+def _exists(path: str) -> bool:
+    try:
+        return Path(path).exists()
+    except OSError:  # a template's text may be longer than any file's name
+        return False
+
+
+def _check_batch(config: RunConfig, terms: tuple[registry.Term, ...]) -> None:
+    """Refuse batches too small for an objective."""
+    for term in terms:
+        least = term.objective.least_examples
+        if config.batch.size is not None and config.batch.size < least:
+            raise PreftuneError(
+                f"objective {term.name} compares the examples of a batch, at least {least} of them, but batch.size is "
+                f"{config.batch.size}: set it to {least} or more"
+            )
+
+
+def check_sizes(terms: tuple[registry.Term, ...], examples: dataset.Examples) -> None:
+    """Refuse data too small for an objective."""
+    for term in terms:
+        least = term.objective.least_examples
+        for name, side in (("training", examples.train), ("held-out", examples.held_out)):
+            if 0 < len(side) < least:
+                raise PreftuneError(
+                    f"objective {term.name} compares at least {least} examples, but the {name} data has {len(side)}: "
+                    "give more data, or another data.held_out"
+                )
+
+
+def check_kind(terms: tuple[registry.Term, ...], kind: str) -> None:
+    """Refuse data of a kind that the objective cannot learn from."""
+    wanted = registry.data_kind(terms)
+    if kind not in (wanted, "pairs"):
+        names = "+".join(term.name for term in terms)
+        raise PreftuneError(
+            f"objective {names} learns from {dataset.WHAT[wanted]}, but the data has "
+            f"{dataset.WHAT[kind]}: choose an objective for those"  # type: ignore[index]
+        )
+
+
+def check_columns(terms: tuple[registry.Term, ...], records: dataset.Records) -> None:
+    """Refuse records without a value that an objective cannot do without, or with one that it cannot use."""
+    for term in terms:
+        for name in sorted(term.objective.columns):
+            for record in (*records.train, *records.held_out):
+                value = getattr(record, name, None)
+                if value is None:
+                    raise PreftuneError(
+                        f"objective {term.name} learns from {name}, but {record.where} has none: give every row one, "
+                        "or choose another objective"
+                    )
+                try:
+                    term.objective.check_column(name, value)
+                except ValueError as error:
+                    raise PreftuneError(f"{record.where}, for objective {term.name}: {error}") from None
+
+
+def trains_rewards(terms: tuple[registry.Term, ...]) -> bool:
+    """True if the objective trains a scalar head, False if a policy.
+
+    Raises:
+        PreftuneError: for a mix of both.
+    """
+    kinds = {"reward_R" in term.objective.needs: term.name for term in terms}
+    if len(kinds) > 1:
+        raise PreftuneError(
+            f"objective {kinds[True]} trains a reward model and {kinds[False]} a policy: train them one after the other"
+        )
+    return True in kinds
