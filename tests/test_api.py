@@ -125,7 +125,10 @@ def test_records_in_any_iterable(form: Any, records: list[Preference], first: Ru
 def test_held_out_data_of_its_own(records: list[Preference], tmp_path: Path) -> None:
     run = preftune.train("sandbox", records[:30], held_out=records[30:], output=tmp_path, **QUICK)
     counts = json.loads((run.path / "manifest.json").read_text())["records"]
-    assert counts == {"train": 30, "held_out": 10}
+    trained = {record.prompt for record in records[:30]}
+    assert counts == {"train": 30, "held_out": sum(record.prompt not in trained for record in records[30:])}
+    run = preftune.train("sandbox", records, held_out=[], output=tmp_path / "none", **QUICK)
+    assert json.loads((run.path / "manifest.json").read_text())["records"] == {"train": 40, "held_out": 0}
 
 
 # --- models -----------------------------------------------------------------------------------------------------------

@@ -9,12 +9,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from preftune import yaml_tree
-from preftune.checks import check, check_columns, check_kind, check_sizes, trains_rewards
+from preftune.checks import check, check_columns, check_kind, check_sizes, trains_rewards, without_effect
 from preftune.config import RunConfig
 from preftune.data import dataset
 from preftune.data.baselines import with_baselines
@@ -22,8 +21,10 @@ from preftune.data.writing import write_records
 from preftune.errors import PreftuneError
 from preftune.objectives import registry
 from preftune.policy import loading
+from preftune.policy.given import check_given
 from preftune.policy.policy import base_model
-from preftune.policy.reward_head import is_reward_model, with_reward_head
+from preftune.policy.reward_head import with_reward_head
+from preftune.policy.weights import check_precision
 from preftune.report.html import write as write_report
 from preftune.run import Run
 from preftune.training.held_out import fixed_prompts
@@ -128,10 +129,10 @@ def run(
     check_kind(terms, records.kind)
     check_columns(terms, records)
     loaded = _load(config, model, tokenizer, records, trains_rewards(terms))
+    check_precision(loaded.lm)
     examples = _render(records, loaded, config)
     check_sizes(terms, examples)
-    if config.evaluate.every is not None and not examples.held_out:
-        raise PreftuneError("evaluate.every asks for evaluations, but nothing is held out: set data.held_out")
+    examples.messages.extend(without_effect(config, bool(examples.held_out)))
     if any(term.objective.baselines for term in terms):
         sides = [with_baselines(side, examples.train, config.seed) for side in (examples.train, examples.held_out)]
         examples = replace(examples, train=sides[0], held_out=sides[1])
@@ -263,30 +264,11 @@ def _load(
         raise PreftuneError(
             "a loaded model comes without its tokenizer: give tokenizer= (a tokenizer, folder or hub id)"
         )
-    _check_module(model, config.model.lora is not None, reward)
+    check_given(model, config.model.lora is not None, reward)
     read = loading.read_tokenizer(tokenizer) if isinstance(tokenizer, str) else tokenizer
     if reward:
         model = with_reward_head(model, read.pad_token_id)
     return loading.Loaded(loading.adapt(model, config.model, config.seed), read)
-
-
-def _check_module(model: nn.Module, adapted: bool, reward: bool) -> None:
-    """Refuse a given model that could not be trained."""
-    base = base_model(model)
-    if not reward and isinstance(base, PreTrainedModel) and is_reward_model(base):
-        raise PreftuneError(f"{type(base).__name__} gives rewards and no log-probs: give a causal language model")
-    if not adapted and not any(p.requires_grad for p in model.parameters()):
-        raise PreftuneError(f"{type(model).__name__} has no parameter that trains: call requires_grad_() on it")
-    if isinstance(base_model(model), PreTrainedModel):
-        return
-    device = next(model.parameters()).device
-    logits = getattr(model(torch.zeros(1, 2, dtype=torch.long, device=device)), "logits", None)
-    if not isinstance(logits, torch.Tensor) or logits.ndim != 3 or logits.shape[:2] != (1, 2):
-        found = "none" if not isinstance(logits, torch.Tensor) else f"shape {tuple(logits.shape)}"
-        raise PreftuneError(
-            f"{type(model).__name__}.forward(input_ids) must return an object with .logits of shape (rows, tokens, "
-            f"vocabulary), got {found} for 1 row of 2 tokens"
-        )
 
 
 def _output(config: RunConfig, terms: tuple[registry.Term, ...]) -> Path:

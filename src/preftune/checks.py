@@ -45,22 +45,8 @@ def check(
             raise PreftuneError(
                 f"output.trackers names {name}, which is not installed; installed: {', '.join(available) or 'none'}"
             )
-    _check_unused(config)
     RunFolder.check(output, config.output.overwrite)
     _check_inputs(config, output, file)
-
-
-def _check_unused(config: RunConfig) -> None:
-    """Refuse keys that would change nothing."""
-    output, evaluate = config.output, config.evaluate
-    if output.keep != type(output)().keep and output.save_every is None:
-        raise PreftuneError(
-            f"output.keep={output.keep} says how many saved models to keep, but output.save_every is not set: set it, "
-            "or leave keep out"
-        )
-    for key in ("max_new_tokens", "temperature"):
-        if getattr(evaluate, key) != getattr(type(evaluate)(), key) and evaluate.samples == 0:
-            raise PreftuneError(f"evaluate.{key} is about samples, but evaluate.samples is 0: leave one of them out")
 
 
 def _check_inputs(config: RunConfig, output: Path, file: Path | None) -> None:
@@ -150,3 +136,24 @@ def trains_rewards(terms: tuple[registry.Term, ...]) -> bool:
             f"objective {kinds[True]} trains a reward model and {kinds[False]} a policy: train them one after the other"
         )
     return True in kinds
+
+
+def without_effect(config: RunConfig, evaluates: bool) -> list[str]:
+    """Keys that change nothing beside other keys, a sentence each: an override may well switch off what they are about.
+
+    Args:
+        config: of the run.
+        evaluates: True if anything is held out.
+    """
+    output, evaluate, train = config.output, config.evaluate, config.train
+    notes = []
+    if train.max_steps is not None and train.epochs != type(train)().epochs:
+        notes.append(f"train.epochs={train.epochs:g} has no effect: train.max_steps={train.max_steps} decides how long")
+    if output.keep != type(output)().keep and output.save_every is None:
+        notes.append(f"output.keep={output.keep} has no effect: output.save_every is not set")
+    for key in ("max_new_tokens", "temperature"):
+        if getattr(evaluate, key) != getattr(type(evaluate)(), key) and evaluate.samples == 0:
+            notes.append(f"evaluate.{key}={getattr(evaluate, key):g} has no effect: evaluate.samples is 0")
+    if evaluate.every is not None and not evaluates:
+        notes.append(f"evaluate.every={evaluate.every} has no effect: nothing is held out")
+    return notes

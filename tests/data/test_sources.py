@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -33,6 +35,17 @@ def write_csv(rows: list[dict[str, Any]], path: Path) -> None:
         writer.writerows(rows)
 
 
+def write_zipped_parquet(rows: list[dict[str, Any]], path: Path) -> None:
+    plain = path.with_suffix("")
+    write_parquet(rows, plain)
+    path.write_bytes(gzip.compress(plain.read_bytes()))
+    plain.unlink()
+
+
+def columns(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
+    return {name: [row[name] for row in rows] for name in rows[0]}
+
+
 def write_parquet(rows: list[dict[str, Any]], path: Path) -> None:
     import pyarrow
     import pyarrow.parquet
@@ -51,6 +64,16 @@ WRITERS: dict[str, Callable[[list[dict[str, Any]], Path], object]] = {
     "lines.JSONL.GZ": lambda rows, path: path.write_bytes(gzip.compress(lines(rows))),
     "table.csv": write_csv,
     "table.parquet": write_parquet,
+    "table.parquet.gz": write_zipped_parquet,
+    **{
+        f"{key}-{indent}.json": lambda rows, path, key=key, indent=indent: path.write_text(
+            json.dumps({"version": "1.0", key: rows}, indent=indent)
+        )
+        for key in ("data", "train")
+        for indent in (None, 2)
+    },
+    "columns.json": lambda rows, path: path.write_text(json.dumps(columns(rows))),
+    "columns.json.gz": lambda rows, path: path.write_bytes(gzip.compress(json.dumps(columns(rows), indent=2).encode())),
 }
 
 
@@ -60,6 +83,27 @@ def test_every_format_gives_the_same_rows(tmp_path: Path, name: str) -> None:
     WRITERS[name](ROWS, path)
     assert list(sources.rows(path)) == [(Where(str(path), i), row) for i, row in enumerate(ROWS)]
     assert list(sources.rows(str(path))) == list(sources.rows(path))
+
+
+TURNS = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+@pytest.mark.parametrize(
+    "row",
+    [
+        ROWS[0],
+        {"messages": TURNS},
+        {"chosen": TURNS, "rejected": TURNS},
+        {"conversations": [{"from": "human", "value": "Why?"}], "tags": []},
+        {"prompt": "a", "responses": ["b", "c"], "scores": [1, 2]},
+    ],
+    ids=["texts", "turns", "two lists of turns", "ShareGPT", "ranking"],
+)
+def test_a_json_file_of_one_object_is_one_row(tmp_path: Path, row: dict[str, Any], indent: int | None) -> None:
+    path = tmp_path / "one.json"
+    path.write_text(json.dumps(row, indent=indent))
+    assert list(sources.rows(path)) == [(Where(str(path), 0), row)]
 
 
 def test_csv_in_gz_and_with_a_cell_longer_than_the_default_limit(tmp_path: Path) -> None:
@@ -88,6 +132,15 @@ def test_folder_is_read_in_sorted_order_without_hidden_files(tmp_path: Path) -> 
     assert str(found[-1][0]) == f"{tmp_path / 'b.jsonl'} row 0"
 
 
+def test_files_that_describe_a_folder_are_no_data(tmp_path: Path) -> None:
+    (tmp_path / "train.jsonl").write_bytes(lines(ROWS))
+    for name in ("dataset_infos.json", "dataset_dict.json", "dataset_info.json"):
+        (tmp_path / name).write_text('{"splits": ["train"]}')
+    (tmp_path / "README.md").write_text("---\n")
+    assert [row for _, row in sources.rows(tmp_path)] == ROWS
+    assert [row for _, row in sources.rows(tmp_path, split="train")] == ROWS
+
+
 def test_folder_by_split(tmp_path: Path) -> None:
     for name in ("train-00000-of-00002.jsonl", "train-00001-of-00002.jsonl", "test.jsonl", "training.jsonl"):
         (tmp_path / name).write_text(json.dumps({"name": name}))
@@ -114,6 +167,40 @@ def test_iterables(tmp_path: Path) -> None:
     assert [row for _, row in sources.rows(tmp_path / "saved" / "train")] == ROWS
 
 
+def test_a_data_frame_is_its_rows_and_missing_cells_are_null(tmp_path: Path) -> None:
+    pandas = pytest.importorskip("pandas")
+    given: list[dict[str, Any]] = [
+        {"prompt": "a", "chosen": "b", "weight": 2.0, "turns": TURNS, "tags": [["x"], []]},
+        {"prompt": "c", "chosen": None, "weight": math.nan, "turns": TURNS[:1], "tags": pandas.NA},
+    ]
+    frame = pandas.DataFrame(given, index=["same", "same"])
+    expected = [given[0], {**given[1], "chosen": None, "weight": None, "tags": None}]
+    assert [row for _, row in sources.rows(frame)] == expected
+    assert [row for _, row in sources.rows({"test": frame}, split="test")] == expected
+    frame.to_parquet(tmp_path / "frame.parquet")
+    again = pandas.read_parquet(tmp_path / "frame.parquet")  # its lists come back as arrays
+    assert [row for _, row in sources.rows(again)] == expected
+    with pytest.raises(PreftuneError, match="0 rows in given data"):
+        list(sources.rows(frame[:0]))
+    with pytest.raises(PreftuneError, match="two columns of one name"):
+        list(sources.rows(pandas.concat([frame, frame], axis=1)))
+
+
+@pytest.mark.parametrize("name", ["Series", "one number", "texts", "matrix"])
+def test_objects_that_hold_no_rows_are_refused(name: str) -> None:
+    pandas = pytest.importorskip("pandas")
+    odd = {
+        "Series": pandas.Series(["a", "b"]),
+        "one number": numpy.array(7),
+        "texts": {"a", "b"},
+        "matrix": numpy.ones((2, 2)),
+    }[name]
+    with pytest.raises(
+        PreftuneError, match=r"expected (a path or an iterable of mappings|an object with named fields)"
+    ):
+        list(sources.rows(odd))
+
+
 @pytest.mark.slow
 def test_sandbox_is_built_in() -> None:
     where, row = next(sources.rows("sandbox"))
@@ -129,7 +216,10 @@ def broken_files(folder: Path) -> dict[str, Path]:
         "none.json": b"[]",
         "header.csv": b"prompt,completion\n",
         "broken.json": b'[\n{"a": 1},\n{"a": }]',
-        "pretty.json": b'{\n "a": 1\n}',
+        "pretty.json": b'{\n "a": 1,\n "b"\n}',
+        "pretty.jsonl": b'{\n "a": 1\n}',
+        "items.json": b'{"items": [{"a": 1}, {"a": 2}]}',
+        "uneven.json": b'{"prompt": ["a", "b"],\n"chosen": ["c"]}',
         "cut.jsonl": b'{"a": 1}\n{"a": "x',
         "number.jsonl": b'{"a": 1}\n7',
         "null.json": b'[{"a": 1}, null]',
@@ -147,6 +237,8 @@ def broken_files(folder: Path) -> dict[str, Path]:
         "twice.csv": b"a,a\n1,2\n",
         "not.parquet": b"PAR1 nothing PAR1",
         "empty.parquet": b"",
+        "plain.parquet.gz": b"PAR1",
+        "not.parquet.gz": gzip.compress(b"PAR1 nothing PAR1"),
     }
     for name, content in contents.items():
         (folder / name).write_bytes(content)
@@ -159,7 +251,11 @@ EXPECTED = {
     "none.json": "0 rows in FILE, expected at least one example",
     "header.csv": "0 rows in FILE, expected at least one example",
     "broken.json": "FILE line 3 is broken JSON (Expecting value at column 7), expected an array of objects or",
-    "pretty.json": "FILE line 1 is broken JSON (Expecting property name enclosed in double quotes at column 2)",
+    "pretty.json": "FILE line 4 is broken JSON (Expecting ':' delimiter at column 1)",
+    "pretty.jsonl": "FILE line 1 is broken JSON (Expecting property name enclosed in double quotes at column 2)",
+    "items.json": "FILE holds one object with the lists items (2), expected an array of objects, an object per line, a "
+    "list of objects under one of data, train, ",
+    "uneven.json": "FILE holds one object with the lists prompt (2), chosen (1), expected",
     "cut.jsonl": "FILE line 2 is broken JSON (Unterminated string starting at at column 7)",
     "number.jsonl": "FILE row 1 is int, expected an object with named fields",
     "null.json": "FILE row 1 is null, expected an object with named fields",
@@ -177,6 +273,8 @@ EXPECTED = {
     "twice.csv": "FILE has two columns of one name",
     "not.parquet": "FILE is not a readable parquet file",
     "empty.parquet": "FILE is not a readable parquet file",
+    "plain.parquet.gz": "FILE is cut off or is not gzip (Not a gzipped file",
+    "not.parquet.gz": "FILE is not a readable parquet file",
 }
 
 
@@ -203,6 +301,7 @@ def test_bad_sources_are_refused_at_once(tmp_path: Path, monkeypatch: pytest.Mon
         "nowhere/pairs.jsonl": "nowhere/pairs.jsonl does not exist, and neither does its folder",
         "sandbix": "sandbix does not exist: did you mean sandbox?",
         "notes.txt": "notes.txt has an unknown extension, expected one of .json, .jsonl",
+        " ": "the path of the data is empty",
         "nothing": "no data file in folder nothing, expected files ending in .json",
         "x" * 300: "cannot read xxx",
         "~nobody-of-this-name/x.json": "cannot read ~nobody-of-this-name/x.json",
@@ -252,7 +351,7 @@ pieces = st.sampled_from(
 @settings(max_examples=200, deadline=None)
 @given(
     content=st.one_of(st.binary(max_size=40), st.lists(pieces, max_size=8).map(b"".join)),
-    name=st.sampled_from(["x.json", "x.jsonl", "x.csv", "x.parquet", "x.jsonl.gz", "x.csv.gz"]),
+    name=st.sampled_from(["x.json", "x.jsonl", "x.csv", "x.parquet", "x.json.gz", "x.csv.gz", "x.parquet.gz"]),
     squeeze=st.booleans(),
 )
 def test_any_bytes_give_rows_or_one_sentence(

@@ -11,8 +11,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import BertConfig, BertLMHeadModel
 
+from preftune import train
+from preftune.errors import PreftuneError
 from preftune.policy.loading import built_in_folder
+
+UNTRAINED = "nothing was trained yet, so look at the objective's settings and at the weights of its rows"
 
 Row = dict[str, Any]
 Command = Callable[..., Any]
@@ -24,11 +29,12 @@ def copy_of_base(folder: Path) -> Path:
 
 
 def refused(said: Any, *parts: str) -> None:
-    """One sentence, and it says this."""
+    """One sentence, notes apart, and it says this."""
     assert said.code == 2, said
     assert said.out == ""
-    assert said.err.startswith("error: ")
-    assert said.err.count("\n") == 1, said.err
+    errors = [line for line in said.err.splitlines() if not line.startswith("note: ")]
+    assert len(errors) == 1, said.err
+    assert errors[0].startswith("error: ")
     for part in parts:
         assert part in said.err
 
@@ -71,6 +77,13 @@ def unreadable_model(tmp_path: Path) -> str:
         (["data.held_out_path=none.jsonl"], ["none.jsonl does not exist"]),
         (["data.split=test"], ["has no splits, but split 'test' was asked for"]),
         (["model.lora.r=0"], ["model.lora.r", "greater than or equal to 1"]),
+        (["model.dtype=fp16"], ["model.dtype=fp16 would train weights in fp16", "train.precision=fp16"]),
+        (["model.dtype=fp16", "model.lora.bias=all"], ["model.dtype=fp16 would train biases in fp16"]),
+        (["model.scratch.vocab_size=1000000000000"], ["model.scratch.vocab_size", "less than or equal to 1000000"]),
+        (["model.scratch.hidden_size=1000000000000"], ["model.scratch.hidden_size", "less than or equal to 65536"]),
+        (["model.scratch.layers=1000000000000"], ["model.scratch.layers", "less than or equal to 256"]),
+        (["model.scratch.heads=1000000000000"], ["model.scratch.heads", "less than or equal to 65536"]),
+        (["model.scratch.context=1000000000000"], ["model.scratch.context", "less than or equal to 10000000"]),
         (["model.quantize=4bit"], ["model.quantize=4bit freezes the weights", "add model.lora"]),
         (["output.trackers=[wandb_]"], ["output.trackers names wandb_, which is not installed"]),
         (["output.trackers=wandb"], ["output.trackers", "expected a list"]),
@@ -217,7 +230,23 @@ MODELS: dict[str, tuple[Any, list[str]]] = {
     ),
     "weights that are not numbers": (
         lambda m: weights(m, lambda given: given["model.norm.weight"].fill_(torch.nan)),
-        ["nan"],
+        ["model m/base holds nan or infinity in model.norm.weight (64 of 64 numbers)"],
+    ),
+    "a weight that is infinite": (
+        lambda m: weights(m, lambda given: given["model.layers.1.mlp.up_proj.weight"][3, 5].fill_(-torch.inf)),
+        ["model m/base holds nan or infinity in model.layers.1.mlp.up_proj.weight (1 of "],
+    ),
+    "config that contradicts itself": (
+        lambda m: config(m, num_hidden_layers=3),
+        ["cannot load model m/base: ", "`num_hidden_layers` (3) must be equal to the number of `layer_types` (2)"],
+    ),
+    "config of another kind": (
+        lambda m: config(m, num_attention_heads="four"),
+        ["cannot load model m/base: ", "'num_attention_heads'", "got str (value: 'four')"],
+    ),
+    "no tokens in the tokenizer": (
+        lambda m: (m / "tokenizer.json").write_text("{}"),
+        ["cannot load a tokenizer from m/base", "its tokenizer.json is no tokenizer: Model missing", "model.tokenizer"],
     ),
 }
 
@@ -231,6 +260,46 @@ def test_a_broken_model_is_refused(what: str, preftune: Command, pairs_file: Pat
 
     refused(said, *parts)
     assert not (tmp_path / "r" / "model").exists()
+
+
+def bert(**fields: Any) -> BertLMHeadModel:
+    """What looks like a language model and reads the future: is_decoder is False by default."""
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    return BertLMHeadModel(BertConfig(vocab_size=96, **sizes, **fields))
+
+
+@pytest.mark.parametrize("objective", ["dpo", "sft"])
+def test_a_model_that_looks_ahead_is_refused(
+    objective: str, preftune: Command, pairs_file: Path, tmp_path: Path
+) -> None:
+    bert().save_pretrained(tmp_path / "bert")
+    words = ("-m", "bert", "model.tokenizer=sandbox", "-d", str(pairs_file), "-o", "r", "-q", "--objective", objective)
+    refused(preftune("train", *words), "BertLMHeadModel looks ahead", "set is_decoder to true in its config")
+    assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.parametrize(
+    ("lm", "part"),
+    [
+        (torch.nn.Linear(2, 2), "Linear.forward(input_ids) fails on 1 row of 2 tokens (RuntimeError: "),
+        (bert(), "BertLMHeadModel looks ahead"),
+        (bert(is_decoder=True).half(), "would train in fp16"),
+    ],
+    ids=["no language model", "an encoder", "half precision"],
+)
+def test_a_given_module_that_cannot_be_trained_is_refused(
+    lm: torch.nn.Module, part: str, rows: list[Row], tmp_path: Path
+) -> None:
+    with pytest.raises(PreftuneError) as stopped:
+        train(lm, rows, tokenizer="sandbox", output=tmp_path / "r", quiet=True)
+    assert part in str(stopped.value)
+    assert "\n" not in str(stopped.value)
+    assert not (tmp_path / "r").exists()
+
+
+def test_the_built_in_tokenizer_has_a_name(preftune: Command, pairs_file: Path, tmp_path: Path) -> None:
+    words = ("train.max_steps=1", "evaluate.samples=0", "data.held_out=0.0", "model.tokenizer=sandbox")
+    assert preftune("train", "-m", "sandbox", "-d", str(pairs_file), "-o", "r", "-q", *words).code == 0
 
 
 def test_a_tokenizer_of_another_model_is_refused(preftune: Command, pairs_file: Path, tmp_path: Path) -> None:
@@ -248,8 +317,12 @@ def test_a_tokenizer_of_another_model_is_refused(preftune: Command, pairs_file: 
         (["-m", "scratch:qwen99"], ["scratch:qwen99 is no causal language model", "scratch:qwen3"]),
         (["-m", "scratch:t5"], ["scratch:t5 is no causal language model"]),
         (["-m", "scratch:qwen3", "model.scratch.heads=3"], ["hidden_size must be a multiple of 2 * heads"]),
+        (["-m", "scratch:gpt2", "model.scratch.overrides.n_layer=1000000000000"], ["n_layer", "from 1 to 256"]),
         (["-m", "sandbox", "data.rendering.max_length=4"], ["no record is left to learn from", "max_length=4"]),
-        (["-m", "sandbox", "data.rendering.chat_template=no.jinja"], ["chat_template 'no.jinja'"]),
+        (
+            ["-m", "sandbox", "data.rendering.chat_template=no.jinja", "data.rendering.text_as_chat=true"],
+            ["chat_template 'no.jinja'"],
+        ),
         (["-m", "sandbox", "model.tokenizer=./none"], ["cannot load a tokenizer from ./none"]),
     ],
 )
@@ -280,13 +353,21 @@ def test_ids_of_the_hub_without_network(preftune: Command, pairs_file: Path, mon
 # --- while it trains --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("words", [["optim.learning_rate=1e30"], ["objective.beta=1e300"]])
+@pytest.mark.parametrize(
+    ("word", "parts"),
+    [
+        ("optim.learning_rate=1e30", ["the gradient of step 2 is not finite", "lower optim.learning_rate"]),
+        ("objective.beta=1e300", ["the gradient of step 1 is not finite (loss nan, rows [", UNTRAINED]),
+        ("objective.beta=1e30", ["the gradient of step 1 is not finite (loss 0.6931, rows [", UNTRAINED]),
+    ],
+)
 def test_training_stops_at_the_first_step_that_is_not_finite(
-    words: list[str], preftune: Command, pairs_file: Path, tmp_path: Path
+    word: str, parts: list[str], preftune: Command, pairs_file: Path, tmp_path: Path
 ) -> None:
-    said = preftune("train", "-m", "sandbox", "-d", str(pairs_file), "-o", "r", "-q", "evaluate.samples=0", *words)
+    said = preftune("train", "-m", "sandbox", "-d", str(pairs_file), "-o", "r", "-q", "evaluate.samples=0", word)
 
-    refused(said, "the gradient of step ", "is not finite", "lower optim.learning_rate")
+    refused(said, *parts)
+    assert ("lower optim.learning_rate" in said.err) == word.startswith("optim."), "only where it may have been that"
     assert not (tmp_path / "r" / "model").exists(), "no broken model is left"
     assert not (tmp_path / "r" / "summary.json").exists()
     assert (tmp_path / "r" / "metrics.jsonl").exists()

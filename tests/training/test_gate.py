@@ -12,7 +12,7 @@ from preftune.errors import PreftuneError
 from preftune.policy.loading import LoraConfig, ModelConfig, adapt
 from preftune.policy.policy import PolicyModule
 from preftune.policy.reference import AdapterOffReference, FrozenReference
-from preftune.training.gate import check_start
+from preftune.training.gate import ExplosionGate, check_start
 from preftune.training.step import Micro
 
 
@@ -89,3 +89,37 @@ def test_what_is_no_number_does_not_pass():
     policy = PolicyModule(miniatures.build("llama"), "tree")
     with pytest.raises(PreftuneError, match="nan nats"):
         check_start(policy, disturbed(policy, float("nan")), micro(), "no")
+
+
+def test_a_policy_that_gives_no_numbers_is_told_from_a_reference_that_is_another():
+    policy = PolicyModule(miniatures.build("llama"), "tree")
+    reference = FrozenReference.copy_of(policy)
+    examples = [replace(miniatures.pair(4, 3, 5, seed), row=70 + seed) for seed in range(3)]
+    read = [{*e.prompt.tolist(), *(t for r in e.responses for t in r.ids.tolist())} for e in examples]
+    token = min(read[1] - read[0] - read[2])
+    lm: Any = policy.lm
+    with torch.no_grad():
+        lm.model.embed_tokens.weight[token] = torch.nan
+    with pytest.raises(PreftuneError, match="the policy gives a response of row 71 a log-prob that is not finite"):
+        check_start(policy, reference, Micro(examples, pack(examples)), "no")
+
+
+@pytest.mark.parametrize("loss", [float("nan"), float("inf"), -float("inf")])
+def test_a_first_loss_that_is_not_finite_is_no_matter_of_the_learning_rate(loss):
+    with pytest.raises(PreftuneError) as stopped:
+        ExplosionGate(64).check({}, loss, 1, rows=[4, 7])
+    message = str(stopped.value)
+    assert message.startswith(f"the first loss is {loss} (rows [4, 7]), before anything was trained")
+    assert "the objective's settings" in message
+    assert "learning_rate" not in message
+    assert "\n" not in message
+
+
+def test_a_later_loss_that_leaves_all_bounds_may_be():
+    gate = ExplosionGate(64)
+    gate.check({}, 1e6, 1)  # large, but it may be so: the first is the measure
+    gate.check({}, 9e7, 2)
+    with pytest.raises(
+        PreftuneError, match=r"exploded before step 3: .* lower optim\.learning_rate, or look at the obj"
+    ):
+        gate.check({}, 2e8, 3)

@@ -136,6 +136,37 @@ def test_forwards_of_one_step_draw_different_dropout(accelerator):
     assert not torch.equal(first, second)
 
 
+@pytest.mark.parametrize("scale", [1e-30, 1e-20, 1e20, 1e29])
+@pytest.mark.parametrize("cut", [False, True])
+def test_weights_count_by_their_ratio_alone(accelerator, scale, cut):
+    def trained(by: float) -> tuple[float, dict[str, Tensor]]:
+        policy = PolicyModule(miniatures.build("llama"), "tree")
+        reference = FrozenReference(PolicyModule(miniatures.build("llama", seed=1), "tree"))
+        step = Step(policy, reference, DPO, accelerator, 0)
+        weighted = [miniatures.pair(5, 4, 3, row, weight=by * (row + 1)) for row in range(2)]
+        given = micros(*([one] for one in weighted)) if cut else micros(weighted)
+        loss = step.train(given, STATES, torch.optim.SGD(policy.parameters(), lr=1.0), 0, None).loss
+        return loss, weights(policy)
+
+    (loss, after), (scaled_loss, scaled_after) = trained(1.0), trained(scale)
+    assert scaled_loss == pytest.approx(loss, rel=1e-5)
+    for name, value in after.items():
+        torch.testing.assert_close(scaled_after[name], value, rtol=1e-4, atol=1e-5)
+
+
+def test_a_batch_without_weight_has_loss_0_and_moves_nothing(accelerator):
+    policy = PolicyModule(miniatures.build("llama"), "tree")
+    reference = FrozenReference(PolicyModule(miniatures.build("llama", seed=1), "tree"))
+    step = Step(policy, reference, DPO, accelerator, 0)
+    weightless = micros([miniatures.pair(5, 4, 3, row, weight=0.0) for row in range(2)])
+    before = weights(policy)
+    scored = step.train(weightless, STATES, torch.optim.SGD(policy.parameters(), lr=1.0), 0, None)
+    assert (scored.loss, scored.gradient_norm) == (0.0, 0.0)
+    assert step.evaluate(weightless, STATES).loss == 0.0
+    for name, value in weights(policy).items():
+        assert torch.equal(value, before[name])
+
+
 def test_a_mix_is_the_weighted_sum_of_its_terms(accelerator):
     policy = PolicyModule(miniatures.build("llama"), "tree")
     reference = FrozenReference(PolicyModule(miniatures.build("llama", seed=1), "tree"))

@@ -7,7 +7,7 @@ declared anywhere, so they are read off a rendering of known words.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -196,6 +196,34 @@ class ChatTemplate:
         return end if end in between else _first(ids, between)
 
 
+class ControlTokens:
+    """The texts that a tokenizer reads as control tokens: BOS, padding, the marks of turns, what ends an answer.
+
+    Thinking markers are none, because answers are given with their thinking. Nor is a mere word or punctuation mark
+    that serves as a special token besides ("!" as padding): it stands in any text.
+
+    Args:
+        tokenizer: whose special tokens they are.
+        ends: further tokens that end an answer, as the chat template has it.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, ends: Iterable[str] = ()) -> None:
+        special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+        marks = {
+            token
+            for token in special.union(tokenizer.all_special_tokens)
+            if "think" not in token.lower() and any(c.isalnum() for c in token) and not token.isalnum()
+        }
+        self.ends = frozenset(filter(None, [tokenizer.eos_token, *ends]))
+        longest_first = sorted(marks | self.ends, key=lambda token: (-len(token), token))
+        self._pattern = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")  # which is found nowhere
+
+    def first(self, texts: Iterable[str]) -> str | None:
+        """The first one that is spelt in the texts ("end token </s>"), or None."""
+        found = next(filter(None, map(self._pattern.search, texts)), None)
+        return found and f"{'end' if found[0] in self.ends else 'control'} token {found[0]}"
+
+
 def find_template(tokenizer: PreTrainedTokenizerBase, given: str | None) -> str | None:
     """The chat template to use, as Jinja text: the one given (text, or the path of a file), else the tokenizer's own.
 
@@ -224,6 +252,16 @@ def special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
     """Id of every special or added token, by its text."""
     added = {token.content: index for index, token in tokenizer.added_tokens_decoder.items()}
     return added | dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
+
+
+def prefix_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The ids that the tokenizer puts before a text by itself: BOS, mostly."""
+    bare = tokenizer("a", add_special_tokens=False)["input_ids"]
+    full = tokenizer("a")["input_ids"]
+    if not bare:  # a vocabulary of words that does not know this one
+        return [index for index in full if index == tokenizer.bos_token_id]
+    begin = next(i for i in range(len(full)) if full[i : i + len(bare)] == bare)
+    return list(full[:begin])
 
 
 def shared_length(first: Sequence[Any], second: Sequence[Any]) -> int:

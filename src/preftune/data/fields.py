@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import Any
 
-from preftune.data.records import Message, Text
+from preftune.data.records import WEIGHT, Message, Text, is_weight
 
 Turns = tuple[Message, ...]
 Fields = Mapping[str, Any]
@@ -122,8 +122,10 @@ def read_numbers(value: Any, field: str) -> tuple[list[float], str]:
 
 
 def read_weight(row: Fields) -> float:
-    """The optional weight of a record, >= 0; 1 if there is none."""
+    """The optional weight of a record; 1 if there is none."""
     weight = read_number(row, "weight", low=0)
+    if weight is not None and not is_weight(weight):
+        raise Unfit(f"weight is {shown(weight)}, expected {WEIGHT}")
     return 1.0 if weight is None else weight
 
 

@@ -98,6 +98,13 @@ class Demonstration:
 Record = Preference | Judged | Ranking | Demonstration
 Row = tuple[Where, Mapping[str, Any]]
 DropPolicy = Literal["error", "drop"]
+WEIGHT = "0 or a number from 1e-30 to 1e+30"
+
+
+def is_weight(value: float) -> bool:
+    """True for a weight that float32 holds, in which losses are weighed: it, its sums and its products with losses
+    neither vanish nor become infinite."""
+    return value == 0 or 1e-30 <= value <= 1e30
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,8 @@ the start of a response into one token, and a chat template may render a prompt 
 - Plain text is taken as it is, even if the tokenizer has a chat template. BOS is what the tokenizer adds by itself, and
   eos_token is appended to the response.
 - If one of prompt and response is plain text and the other a conversation, the plain one is read as one turn.
+- A record whose own text spells a control token is left out: the tokenizer would read that as the token itself. Plain
+  text alone may begin with BOS and end with eos_token, which are then not written again.
 - In a response of several turns only the assistant's are targets, each with its end token.
 """
 
@@ -27,9 +29,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from preftune.data.chat_template import (
     PLAIN_TEMPLATE,
     ChatTemplate,
+    ControlTokens,
     Rendered,
     RenderingError,
     find_template,
+    prefix_ids,
     shared_length,
 )
 from preftune.data.examples import Example, Ids, Response
@@ -47,6 +51,7 @@ MEND_TEXT = (
     "end prompts with a line break or begin responses with a space; set data.rendering.text_as_chat=true if the model "
     f"expects its chat template; or {SHIFT}"
 )
+NONE_LEFT = "no record is left to learn from: {summary}; mend the data, or change data.rendering"
 MEND_CHAT = f"strip white space from the start of responses, or {SHIFT}"
 
 P = ParamSpec("P")
@@ -134,7 +139,7 @@ class Renderer:
         self.config = config or RenderingConfig()
         self.notes: list[str] = []
         self.chat: ChatTemplate | None = None
-        self._text_prefix = _prefix(tokenizer)
+        self._text_prefix = prefix_ids(tokenizer)
         self._chat_prefix: list[int] = []
         template = find_template(tokenizer, self.config.chat_template)
         if template is not None:
@@ -142,6 +147,7 @@ class Renderer:
             self.notes += self.chat.notes()
         elif self.config.template_options:
             raise PreftuneError("template_options are given, but the tokenizer has no chat template: remove them")
+        self._control = ControlTokens(tokenizer, self.chat.ends if self.chat else ())
 
     @property
     def end_ids(self) -> frozenset[int]:
@@ -206,8 +212,10 @@ class Renderer:
                 "the tokenizer has no eos_token, so a model could not learn to stop: set tokenizer.eos_token"
             )
         prompt = str(record.prompt)
+        begin = "".join(self.tokenizer.convert_ids_to_tokens(self._text_prefix)) or self.tokenizer.bos_token or ""
+        self._check_typed("the prompt", [prompt.removeprefix(begin)])
         for response in given:
-            _drop_ends(response.name, [str(response.text).removesuffix(end)], {end})
+            self._check_typed(response.name, [str(response.text).removesuffix(end)])
         rendered = [Rendered(prompt + str(response.text), (prompt,)) for response in given]
         return _Plan(record, given, rendered, self._text_prefix, self.tokenizer.eos_token_id, None, MEND_TEXT)
 
@@ -218,12 +226,18 @@ class Renderer:
             self.notes.append(
                 "the tokenizer has no chat template: conversations are written as 'User: ...' and 'Assistant: ...'"
             )
+        prompt = _turns(record.prompt, "user")
         responses = [_turns(response.text, "assistant") for response in given]
+        self._check_typed("the prompt", [turn.content for turn in prompt])
         for response, turns in zip(given, responses, strict=True):
-            _drop_ends(response.name, [turn.content for turn in turns if turn.role == "assistant"], self.chat.ends)
-        rendered = self.chat.responses(_turns(record.prompt, "user"), responses)
-        ends = (self.chat.end_id, self.chat.turn_end_id)
-        return _Plan(record, given, rendered, self._chat_prefix, *ends, MEND_CHAT)
+            self._check_typed(response.name, [turn.content for turn in turns])
+        rendered = self.chat.responses(prompt, responses)
+        return _Plan(record, given, rendered, self._chat_prefix, self.chat.end_id, self.chat.turn_end_id, MEND_CHAT)
+
+    def _check_typed(self, name: str, texts: Iterable[str]) -> None:
+        """Leave out a record in whose text a control token stands: it would end twice, begin twice, or change turns."""
+        if found := self._control.first(texts):
+            raise _LeftOutError(f"the text of {name} holds the {found}")
 
     def _assemble(self, plan: _Plan, ids: Mapping[str, list[int]]) -> Example:
         prompt = ids[plan.rendered[0].starts[0]]
@@ -309,8 +323,11 @@ class Renderer:
         ]
 
 
-def render_all(records: Iterable[Record], renderer: Renderer) -> tuple[list[Example], list[Dropped]]:
-    """All records as examples, and those that were left out, each with the reason.
+def render_all(
+    records: Iterable[Record], renderer: Renderer, empty: str = NONE_LEFT
+) -> tuple[list[Example], list[Dropped]]:
+    """All records as examples, and those that were left out, each with the reason. `empty` is what to say if every
+    record is left out, with {summary} for the reasons.
 
     Raises:
         PreftuneError: naming the rows that cannot be rendered faithfully; or if every record is left out.
@@ -335,8 +352,7 @@ def render_all(records: Iterable[Record], renderer: Renderer) -> tuple[list[Exam
             f"{len(refused)} of {total} records cannot be rendered ({named}{more}); in the first, {refused[0].reason}"
         )
     if dropped and not examples:
-        summary = Drops("drop", dropped).summary()
-        raise PreftuneError(f"no record is left to learn from: {summary}; mend the data, or change data.rendering")
+        raise PreftuneError(empty.format(summary=Drops("drop", dropped).summary()))
     return examples, dropped
 
 
@@ -373,14 +389,6 @@ def _turns(text: Text, role: str) -> tuple[Message, ...]:
     return (Message(role, text),) if isinstance(text, str) else text
 
 
-def _drop_ends(name: str, answers: Iterable[str], ends: Iterable[str]) -> None:
-    """Leave out a response in whose text an end token stands: it would end twice."""
-    for answer in answers:
-        for end in sorted(ends):
-            if end in answer:
-                raise _LeftOutError(f"the text of {name} holds the end token {end}")
-
-
 def _check_responses(plan: _Plan, responses: Sequence[Response]) -> None:
     """Leave out a record that says nothing: a response without text, or two that are the same."""
     for response, given in zip(responses, plan.given, strict=True):
@@ -389,13 +397,3 @@ def _check_responses(plan: _Plan, responses: Sequence[Response]) -> None:
     for (one, first), (other, second) in combinations(zip(responses, plan.given, strict=True), 2):
         if np.array_equal(one.ids, other.ids) and (first.role, first.score) != (second.role, second.score):
             raise _LeftOutError(f"{first.name} and {second.name} are identical in tokens")
-
-
-def _prefix(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The ids that the tokenizer puts before a text by itself: BOS, mostly."""
-    bare = tokenizer("a", add_special_tokens=False)["input_ids"]
-    full = tokenizer("a")["input_ids"]
-    if not bare:  # a vocabulary of words that does not know this one
-        return [index for index in full if index == tokenizer.bos_token_id]
-    begin = next(i for i in range(len(full)) if full[i : i + len(bare)] == bare)
-    return list(full[:begin])

@@ -9,7 +9,8 @@ import json
 import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from io import TextIOWrapper
+from io import BytesIO, TextIOWrapper
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -21,17 +22,22 @@ Source = str | Path | Iterable[Mapping[str, Any]] | Mapping[str, Iterable[Mappin
 
 HUB_ID = re.compile(r"(?P<name>[\w-][\w.-]*/[\w-][\w.-]*)(:(?P<config>[\w.-]+))?")
 GIVEN = "given data"  # what messages call an iterable
+BLANK = b"\xef\xbb\xbf \t\r\n"
+LISTS = ("data", "train", "rows", "examples", "records")  # keys under which a file's one object may hold its rows
+ABOUT = ("dataset_dict.json", "dataset_info.json", "dataset_infos.json", "state.json")  # they describe data
 
 
 def rows(source: Source, *, split: str | None = None) -> Iterator[Row]:
     """Rows of a data source, streamed where its format allows.
 
     Args:
-        source: a file (.json with an array or an object per line, .jsonl, .csv, each also as .gz; .parquet), a folder
-            (all such files in it and below, in sorted order, or what `datasets.save_to_disk` left), a hub id "org/name"
-            or "org/name:config", the built-in name "sandbox", an iterable of mappings (list, generator, Dataset), or a
-            mapping of split names to such iterables (DatasetDict). A name that is both built in and a path means the
-            built-in source; write ./sandbox for the path.
+        source: a file (.json, .jsonl, .csv, .parquet, each also as .gz), a folder (all such files in it and below, in
+            sorted order, or what `datasets.save_to_disk` left), a hub id "org/name" or "org/name:config", the built-in
+            name "sandbox", an iterable of mappings (list, generator, Dataset), a pandas DataFrame, or a mapping of
+            split names to such (DatasetDict). A .json file holds an array of objects, an object per line, or one
+            object: with the rows as a list under "data", "train", "rows", "examples" or "records", with columns as
+            lists of one length, or a single row. A name that is both built in and a path means the built-in source;
+            write ./sandbox for the path.
         split: which split of a hub data set or of a mapping, or of a folder (files or folders whose name begins with
             it: train.jsonl, train-00000-of-00002.parquet). If None: all of a folder; elsewhere "train", or the only
             one.
@@ -58,6 +64,8 @@ def _at_least_one(found: Iterator[Row], name: str) -> Iterator[Row]:
 
 
 def _named(source: str | Path, split: str | None) -> Iterator[Row]:
+    if not str(source).strip():
+        raise PreftuneError("the path of the data is empty, expected a file, a folder, a hub id or sandbox")
     path = Path(source).expanduser()
     if source == "sandbox":
         _no_splits(split, "sandbox")
@@ -121,11 +129,37 @@ def _given(source: Any, split: str | None) -> Iterator[Row]:
         _no_splits(split, GIVEN)
     if not _is_iterable(source):
         raise PreftuneError(f"{GIVEN} is of type {type(source).__name__}, expected a path or an iterable of mappings")
-    return _rows_of(source, GIVEN)
+    return _rows_of(_frame_rows(source) if _is_frame(source) else source, GIVEN)
 
 
 def _is_iterable(value: Any) -> bool:
-    return isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping)
+    if not isinstance(value, Iterable) or isinstance(value, str | bytes | Mapping):
+        return False
+    try:
+        iter(value)
+    except TypeError:  # an array of no dimension
+        return False
+    return True
+
+
+def _is_frame(value: Any) -> bool:
+    """True for a pandas DataFrame, told by its methods: pandas itself is not needed."""
+    return all(hasattr(value, name) for name in ("to_dict", "isna", "iloc", "columns"))
+
+
+def _frame_rows(frame: Any) -> Iterator[dict[str, Any]]:
+    """The rows of a DataFrame; a missing cell (NaN, NaT, None) is None, as it is in other sources."""
+    if len(set(frame.columns)) < len(frame.columns):
+        raise PreftuneError(f"{GIVEN} has two columns of one name, expected different names")
+    missing = frame.isna().to_dict(orient="records")
+    for row, absent in zip(frame.to_dict(orient="records"), missing, strict=True):
+        yield {str(name): None if absent[name] else _as_list(value) for name, value in row.items()}
+
+
+def _as_list(value: Any) -> Any:
+    """Arrays, as which pandas reads the lists of a parquet file, as lists."""
+    value = value.tolist() if hasattr(value, "tolist") else value
+    return [_as_list(each) for each in value] if isinstance(value, list) else value
 
 
 def _rows_of(values: Iterable[Any], name: str) -> Iterator[Row]:
@@ -161,9 +195,9 @@ def _hub(name: str, config: str | None, split: str | None) -> Iterator[Row]:
 
 
 def _folder(path: Path, split: str | None) -> Iterator[Row]:
-    if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+    if (path / "state.json").is_file() or ((path / "dataset_dict.json").is_file() and [*path.glob("*/state.json")]):
         return _saved(path, split)
-    files = [file for file in sorted(path.rglob("*")) if _format(file) and file.is_file()]
+    files = [file for file in sorted(path.rglob("*")) if _format(file) and file.name not in ABOUT and file.is_file()]
     files = [file for file in files if not any(part.startswith(".") for part in file.relative_to(path).parts)]
     if not files:
         raise PreftuneError(f"no data file in folder {path}, expected files ending in {_extensions()}")
@@ -204,17 +238,48 @@ def _open(path: Path) -> BinaryIO:
     return cast(BinaryIO, gzip.open(path, "rb") if path.suffix.lower() == ".gz" else open(path, "rb"))
 
 
-def _json_rows(path: Path) -> Iterator[Any]:
+def _json_lines(path: Path) -> Iterator[Any]:
     """An array, which is loaded whole, or an object per line, which is streamed; told apart by the first character."""
     with _open(path) as file:
-        first = next((line for line in file if line.strip(b"\xef\xbb\xbf \t\r\n")), b"")
+        first = next((line for line in file if line.strip(BLANK)), b"")
         file.seek(0)
-        if first.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):
+        if first.lstrip(BLANK).startswith(b"["):
             yield from _parse(path, file.read(), 1)
             return
         for number, line in enumerate(file, 1):
-            if line.strip(b"\xef\xbb\xbf \t\r\n"):
+            if line.strip(BLANK):
                 yield _parse(path, line.rstrip(b"\r\n"), number)
+
+
+def _json_rows(path: Path) -> Iterator[Any]:
+    """The same, or one object over any number of lines: then the second line begins with no brace."""
+    with _open(path) as file:
+        lines = islice((text for line in file if (text := line.strip(BLANK))), 2)
+        first, second = next(lines, b""), next(lines, b"")
+        if not first.startswith(b"{") or second.startswith(b"{"):
+            yield from _json_lines(path)
+            return
+        file.seek(0)
+        whole = _parse(path, file.read(), 1)
+    yield from _unwrapped(path, whole)
+
+
+def _unwrapped(path: Path, whole: Mapping[str, Any]) -> Iterable[Any]:
+    """The rows in a file's one object: a list under a usual key, columns, or the object itself as the only row."""
+    for key in LISTS:
+        if isinstance(whole.get(key), list) and all(isinstance(row, Mapping) for row in whole[key]):
+            return whole[key]
+    columns = [value for value in whole.values() if isinstance(value, list)]
+    mappings = [cell for column in columns for cell in column if isinstance(cell, Mapping)]
+    if len(columns) < len(whole) or any("role" in turn or "from" in turn for turn in mappings):
+        return [whole]  # a list of turns is no column: it is one conversation
+    if mappings or len({len(column) for column in columns}) > 1:
+        found = ", ".join(f"{name[:40]} ({len(column)})" for name, column in list(whole.items())[:8])
+        raise PreftuneError(
+            f"{path} holds one object with the lists {found}, expected an array of objects, an object per line, a list "
+            f"of objects under one of {', '.join(LISTS)}, or columns of one length"
+        )
+    return [dict(zip(whole, cells, strict=True)) for cells in zip(*columns, strict=True)]
 
 
 def _parse(path: Path, data: bytes, line: int) -> Any:
@@ -266,7 +331,11 @@ def _parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
     import pyarrow.parquet  # type: ignore[import-untyped]
 
     try:
-        with pyarrow.parquet.ParquetFile(path) as file:
+        whole: Path | BytesIO = path
+        if path.suffix.lower() == ".gz":  # parquet is read from its end: unpacked in memory
+            with _open(path) as packed:
+                whole = BytesIO(packed.read())
+        with pyarrow.parquet.ParquetFile(whole) as file:
             for batch in file.iter_batches(batch_size=1024):
                 yield from batch.to_pylist()
     except (pyarrow.ArrowException, UnicodeDecodeError) as error:
@@ -275,12 +344,13 @@ def _parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
 
 READERS: dict[str, Callable[[Path], Iterator[Any]]] = {
     ".json": _json_rows,
-    ".jsonl": _json_rows,
+    ".jsonl": _json_lines,
     ".csv": _csv_rows,
-    ".json.gz": _json_rows,
-    ".jsonl.gz": _json_rows,
-    ".csv.gz": _csv_rows,
     ".parquet": _parquet_rows,
+    ".json.gz": _json_rows,
+    ".jsonl.gz": _json_lines,
+    ".csv.gz": _csv_rows,
+    ".parquet.gz": _parquet_rows,
 }
 
 

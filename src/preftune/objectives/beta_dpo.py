@@ -11,7 +11,7 @@ from torch.nn.functional import logsigmoid
 
 from preftune.objectives.base import Confidence, Objective, Outcome, State, check, check_positive, refuse_doubt
 from preftune.objectives.batch import Batch, LogProbs, pair_indices
-from preftune.objectives.coupled import TINY, refuse_few, weighted_mean
+from preftune.objectives.coupled import refuse_few, total, weighted_mean
 from preftune.objectives.tokens import ratios_R
 
 _CERTAIN = {"label_smoothing": "BetaDPO takes labels as certain, as gaps say which pairs to trust: leave it out"}
@@ -105,7 +105,7 @@ class BetaDPO(Objective):
         kept_weight_E = weight_E * kept_E
         beyond = weighted_mean(gap_E, kept_weight_E) - after["mean"]
         beta = (self.beta * (1 + self.alpha * beyond)).clamp(min=self.beta_min)
-        scale = weight_E.sum() / kept_weight_E.sum().clamp(min=TINY)
+        scale = weight_E.sum() / total(kept_weight_E)
         loss_E = -logsigmoid(beta * delta_E) * kept_E * scale
         return Outcome(loss_E, self.beta * ratio_R.detach(), after, {"beta": beta.expand(len(gap_E)), "kept": kept_E})
 

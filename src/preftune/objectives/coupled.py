@@ -14,8 +14,6 @@ from torch import Tensor
 from preftune.objectives.base import Objective, State
 from preftune.objectives.batch import Batch, Role, scores_R
 
-TINY = 1e-12  # of a sum of weights; below, there is nothing to take a mean of
-
 
 @dataclass(frozen=True)
 class Judged:
@@ -83,7 +81,13 @@ def refuse_few(objective: Objective, batch: Batch, meaning: str) -> None:
 
 def weighted_mean(value_N: Tensor, weight_N: Tensor) -> Tensor:
     """The weighted mean; 0 if there is no weight."""
-    return (weight_N * value_N).sum() / weight_N.sum().clamp(min=TINY)
+    return (weight_N * value_N).sum() / total(weight_N)
+
+
+def total(weight_N: Tensor) -> Tensor:
+    """The sum of weights, to divide by: 1 where there is none, and all that is divided is 0."""
+    sum_of = weight_N.sum()
+    return torch.where(sum_of > 0, sum_of, 1)
 
 
 def running_mean(state: State, value_N: Tensor, weight_N: Tensor, decay: float) -> dict[str, Tensor]:
@@ -96,7 +100,7 @@ def running_mean(state: State, value_N: Tensor, weight_N: Tensor, decay: float) 
         decay: 1 counts all batches alike.
     """
     weight = decay * state["weight"] + weight_N.sum()
-    change = (weight_N * (value_N - state["mean"])).sum() / weight.clamp(min=TINY)
+    change = (weight_N * (value_N - state["mean"])).sum() / total(weight)
     return {"mean": state["mean"] + change, "weight": weight}
 
 
@@ -146,7 +150,7 @@ def _steps(value_N: Tensor, weight_N: Tensor) -> tuple[Tensor, Tensor]:
     """The values' ascending order, and where in the unit interval each one's share of the weight ends, in float64."""
     order_N = torch.argsort(value_N, stable=True)
     end_N = weight_N[order_N].double().cumsum(0)
-    return order_N, end_N / end_N[-1].clamp(min=TINY)
+    return order_N, end_N / total(end_N[-1])
 
 
 def shared_out(value_S: Tensor, owner_S: Tensor, weight_E: Tensor) -> Tensor:
@@ -158,4 +162,4 @@ def shared_out(value_S: Tensor, owner_S: Tensor, weight_E: Tensor) -> Tensor:
         weight_E: weights of the mean.
     """
     sum_E = value_S.new_zeros(len(weight_E)).index_add(0, owner_S, value_S)
-    return sum_E * weight_E.sum() / weight_E.clamp(min=TINY)
+    return sum_E * weight_E.sum() / torch.where(weight_E > 0, weight_E, 1)

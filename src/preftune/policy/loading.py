@@ -5,13 +5,14 @@ from __future__ import annotations
 import importlib.util
 import json
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
+from tokenizers import Tokenizer
 from torch import nn
 from transformers import (
     CONFIG_MAPPING,
@@ -23,14 +24,16 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, RopeParameters
 
 from preftune.errors import PreftuneError
+from preftune.policy import hub
 from preftune.policy.policy import base_model
+from preftune.policy.reasons import reason
 from preftune.policy.reward_head import is_reward_model, with_reward_head
+from preftune.policy.rope import scale_rope
 from preftune.policy.scratch import ScratchConfig, build, model_type_of
+from preftune.policy.weights import check_finite
 from preftune.quiet import without_progress_bars
-from preftune.yaml_tree import nearest
 
 Dtype = Literal["auto", "fp32", "bf16", "fp16"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -58,7 +61,7 @@ class ModelConfig(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     path: str = Field("sandbox", description="folder, hub id, 'sandbox' (built in) or 'scratch:<model type>'")
-    tokenizer: str | None = Field(None, description="folder or hub id of the tokenizer, if not the model's")
+    tokenizer: str | None = Field(None, description="folder, hub id or 'sandbox' of the tokenizer, if not the model's")
     revision: str | None = Field(None, description="branch, tag or commit on the hub")
     dtype: Dtype = Field("auto", description="of the weights; auto: fp32 if they all train, else as stored")
     quantize: Literal["none", "4bit", "8bit"] = Field("none", description="of a frozen base under LoRA (bitsandbytes)")
@@ -102,6 +105,7 @@ def load(config: ModelConfig, seed: int, texts: Callable[[], Iterable[str]], rew
         with without_progress_bars():
             stored = reward and str((settings.architectures or [""])[0]).endswith("ForSequenceClassification")
             lm = _pretrained(config, path, settings, AutoModelForSequenceClassification if stored else None)
+        check_finite(lm, f"model {config.path}")
     if reward:
         lm = with_reward_head(lm, tokenizer.pad_token_id)
     return Loaded(adapt(lm, config, seed), tokenizer)
@@ -155,7 +159,7 @@ def _check_config_file(path: Path) -> None:
     try:
         given = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise PreftuneError(f"{path} cannot be read as JSON ({_reason(error)}): save the model again") from None
+        raise PreftuneError(f"{path} cannot be read as JSON ({reason(error)}): save the model again") from None
     model_type = given.get("model_type") if isinstance(given, dict) else None
     if model_type is None:
         raise PreftuneError(f"{path} names no model_type: expected the config of a transformers model")
@@ -164,7 +168,7 @@ def _check_config_file(path: Path) -> None:
 
 
 def check_keys(config: ModelConfig, loaded: bool) -> None:
-    """Refuse keys that would be ignored for this kind of policy.
+    """Refuse keys that would be ignored for this kind of policy, or would ruin its training.
 
     Args:
         config: of the policy.
@@ -189,6 +193,12 @@ def check_keys(config: ModelConfig, loaded: bool) -> None:
             raise PreftuneError(f"model.{key} {why}: leave it out")
     if scratch and config.lora is not None:
         raise PreftuneError(f"model.lora adapts a model that is stored, but model.path is {config.path}: leave it out")
+    if config.dtype == "fp16" and (config.lora is None or config.lora.bias != "none"):
+        trained = "weights" if config.lora is None else "biases"
+        raise PreftuneError(
+            f"model.dtype=fp16 would train {trained} in fp16, in which AdamW's eps of 1e-8 is 0: set it to fp32 or "
+            "auto; train.precision=fp16 computes in fp16 all the same"
+        )
 
 
 def positions(lm: nn.Module) -> int | None:
@@ -230,7 +240,7 @@ def adapt(lm: nn.Module, config: ModelConfig, seed: int) -> nn.Module:
         try:
             enable({"use_reentrant": False})
         except ValueError as error:
-            raise PreftuneError(f"model.gradient_checkpointing does not fit this model: {_reason(error)}") from error
+            raise PreftuneError(f"model.gradient_checkpointing does not fit this model: {reason(error)}") from error
     if config.lora is None:
         return lm
     import peft
@@ -275,47 +285,22 @@ def _keep_gradients(lm: nn.Module) -> None:
 def _settings(config: ModelConfig, path: str) -> PreTrainedConfig:
     try:
         settings = AutoConfig.from_pretrained(
-            path, trust_remote_code=config.trust_remote_code, revision=config.revision
+            path,
+            trust_remote_code=config.trust_remote_code,
+            revision=config.revision,
+            local_files_only=hub.only_cached(path, config.revision),
         )
     except Exception as error:  # the libraries below raise whatever they please; the sentence keeps their reason
-        raise PreftuneError(f"cannot load model {config.path}: {_reason(error)}") from error
+        raise PreftuneError(f"cannot load model {config.path}: {reason(error)}") from error
     if config.rope_scaling is not None:
-        _scale_rope(settings.get_text_config(), config.rope_scaling)
+        scale_rope(settings.get_text_config(), config.rope_scaling)
     return settings
-
-
-def _scale_rope(settings: Any, scaling: Mapping[str, Any]) -> None:
-    """Write RoPE scaling into a model's config; transformers itself passes over what it does not know."""
-    rope = getattr(settings, "rope_parameters", None)
-    if not rope or settings.nested_rope_parameter_keys(rope):
-        raise PreftuneError(
-            f"model.rope_scaling needs a model with one RoPE for all layers, but {settings.model_type} has "
-            f"{'one for each type of layer' if rope else 'none'}: leave it out"
-        )
-    if scaling.get("rope_type") not in ROPE_INIT_FUNCTIONS:
-        raise PreftuneError(
-            f"model.rope_scaling.rope_type is {scaling.get('rope_type')!r}, "
-            f"expected one of {', '.join(ROPE_INIT_FUNCTIONS)}"
-        )
-    for key in scaling:
-        if key not in RopeParameters.__annotations__:
-            raise PreftuneError(
-                f"unknown key model.rope_scaling.{key}{nearest(key, list(RopeParameters.__annotations__))}"
-            )
-    factor = scaling.get("factor", 1)
-    if not (isinstance(factor, int | float) and factor >= 1):
-        raise PreftuneError(f"model.rope_scaling.factor must be a number of at least 1, got {factor!r}")
-    settings.rope_parameters = {**rope, **scaling}
-    try:
-        settings.standardize_rope_params()
-        settings.validate_rope()
-    except (KeyError, ValueError) as error:
-        raise PreftuneError(f"model.rope_scaling does not work: {_reason(error)}") from error
 
 
 def _pretrained(config: ModelConfig, path: str, settings: PreTrainedConfig, kind: Any = None) -> nn.Module:
     extra = {"quantization_config": _quantization(config)} if config.quantize != "none" else {}
     try:
+        cached = {"local_files_only": hub.only_cached(path, config.revision)}
         lm, found = (kind or AutoModelForCausalLM).from_pretrained(
             path,
             config=settings,
@@ -323,12 +308,14 @@ def _pretrained(config: ModelConfig, path: str, settings: PreTrainedConfig, kind
             use_safetensors=True,
             trust_remote_code=config.trust_remote_code,
             revision=config.revision,
+            adapter_kwargs=cached,  # it looks for an adapter, too
             ignore_mismatched_sizes=True,  # told apart below, by name
             output_loading_info=True,
+            **cached,
             **extra,
         )
     except Exception as error:
-        raise PreftuneError(f"cannot load model {config.path}: {_reason(error)}") from error
+        raise PreftuneError(f"cannot load model {config.path}: {reason(error)}") from error
     # transformers fills what is not there with random numbers, and goes on
     wrong = {"has no": sorted(found["missing_keys"]), "has another size of": sorted(found["mismatched_keys"])}
     for what, names in wrong.items():
@@ -348,21 +335,39 @@ def _tokenizer(config: ModelConfig, path: str) -> PreTrainedTokenizerBase:
 
 
 def read_tokenizer(path: str, trust_remote_code: bool = False, revision: str | None = None) -> PreTrainedTokenizerBase:
-    """The tokenizer of a folder or hub id.
+    """The tokenizer of a folder, a hub id or the built-in world.
 
     Raises:
         PreftuneError: if there is none that can be read.
     """
+    folder = str(built_in_folder()) if path == BUILT_IN else path
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code, revision=revision)
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder,
+            trust_remote_code=trust_remote_code,
+            revision=revision,
+            local_files_only=hub.only_cached(folder, revision),
+        )
         if len(tokenizer) <= len(tokenizer.all_special_tokens):  # what transformers makes of a folder without one
             raise ValueError("it knows no tokens")
     except Exception as error:  # as in _settings
         raise PreftuneError(
-            f"cannot load a tokenizer from {path} ({_reason(error)}): name a folder or hub id that has one with "
-            "model.tokenizer"
+            f"cannot load a tokenizer from {path} ({_broken_file(folder) or reason(error)}): name a folder or hub id "
+            "that has one with model.tokenizer"
         ) from error
     return tokenizer
+
+
+def _broken_file(folder: str) -> str | None:
+    """What is wrong with a folder's tokenizer.json, of which transformers names no more than a missing key."""
+    file = Path(folder) / "tokenizer.json"
+    if not file.is_file():
+        return None
+    try:
+        Tokenizer.from_file(str(file))
+    except Exception as error:  # the library raises nothing more special
+        return f"its tokenizer.json is no tokenizer: {reason(error)}"
+    return None
 
 
 def _weights_dtype(config: ModelConfig, stored: Any) -> Any:
@@ -381,9 +386,3 @@ def _quantization(config: ModelConfig) -> Any:
     return BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=compute
     )
-
-
-def _reason(error: Exception) -> str:
-    """The first line of a library's message, to be put into a sentence."""
-    text = str(error.args[0] if isinstance(error, KeyError) and error.args else error).strip()
-    return text.splitlines()[0].rstrip(".") if text else type(error).__name__

@@ -31,6 +31,8 @@ CHAT_TEMPLATE = (
     f"{{% if add_generation_prompt %}}{{{{ '{TURN_START}assistant\\n' }}}}{{% endif %}}"
 )
 MAX_PARAMETERS = 500_000_000
+# Beyond these, libraries run out of memory or time before the parameters can be counted.
+MAX_VOCABULARY, MAX_WIDTH, MAX_LAYERS, MAX_CONTEXT = 1_000_000, 65_536, 256, 10_000_000
 
 
 class ScratchConfig(BaseModel):
@@ -41,12 +43,15 @@ class ScratchConfig(BaseModel):
     vocab_size: int = Field(
         4096,
         ge=256 + len(SPECIAL),
+        le=MAX_VOCABULARY,
         description="most tokens of the tokenizer, 256 bytes and 4 special ones included; a short text gives fewer",
     )
-    hidden_size: int = Field(256, ge=2, description="width of the residual stream, a multiple of 2 * heads")
-    layers: int = Field(4, ge=1, description="number of decoder layers")
-    heads: int = Field(4, ge=1, description="attention heads, and as many key-value heads")
-    context: int = Field(2048, ge=2, description="longest sequence in tokens")
+    hidden_size: int = Field(
+        256, ge=2, le=MAX_WIDTH, description="width of the residual stream, a multiple of 2 * heads"
+    )
+    layers: int = Field(4, ge=1, le=MAX_LAYERS, description="number of decoder layers")
+    heads: int = Field(4, ge=1, le=MAX_WIDTH, description="attention heads, and as many key-value heads")
+    context: int = Field(2048, ge=2, le=MAX_CONTEXT, description="longest sequence in tokens")
     overrides: dict[str, Any] = Field(
         default_factory=dict,
         description="further fields of the transformers config, by the model type's own names; the last word",
@@ -225,6 +230,12 @@ def _check_fields(model_type: str, config_class: type[PreTrainedConfig], config:
             near = difflib.get_close_matches(key, known, n=1)
             hint = f"did you mean {near[0]!r}?" if near else "take a field of its transformers config"
             raise PreftuneError(f"overrides of {PREFIX}{model_type}: {key!r} is no field of {model_type}; {hint}")
+    layers = ("num_hidden_layers", config_class.attribute_map.get("num_hidden_layers"))
+    for key, value in config.overrides.items():
+        if key in layers and not (isinstance(value, int) and 1 <= value <= MAX_LAYERS):
+            raise PreftuneError(
+                f"overrides of {PREFIX}{model_type}: {key} is {value!r}, expected a number from 1 to {MAX_LAYERS}"
+            )
     own = {"hidden_size": "hidden_size", "layers": "num_hidden_layers", "heads": "num_attention_heads"}
     for ours, theirs in own.items():
         chosen = getattr(config, ours) != ScratchConfig.model_fields[ours].default

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
@@ -11,7 +11,7 @@ from torch import nn
 from preftune.errors import PreftuneError
 from preftune.policy.policy import logps
 from preftune.policy.reference import Reference
-from preftune.training.step import Micro
+from preftune.training.step import UNTRAINED, Micro
 
 # Nats per response token by which two forwards of the same weights may differ, by precision of the computation.
 TOLERANCE = {"no": 1e-5, "bf16": 2e-2, "fp16": 2e-3}
@@ -30,7 +30,7 @@ def check_start(policy: nn.Module, reference: Reference, micro: Micro, precision
         precision: Accelerate's name of the precision.
 
     Raises:
-        PreftuneError: if they differ by more than the precision explains.
+        PreftuneError: if they differ by more than the precision explains, or the policy gives no numbers.
     """
     training = policy.training
     policy.eval()
@@ -41,6 +41,12 @@ def check_start(policy: nn.Module, reference: Reference, micro: Micro, precision
     gap_R = (ours - theirs).abs() / micro.batch.length_R
     worst = int(gap_R.argmax())
     gap = float(gap_R[worst])
+    if not torch.isfinite(ours).all():
+        row = micro.examples[int(micro.batch.example_R[int((~torch.isfinite(ours)).nonzero()[0])])].row
+        raise PreftuneError(
+            f"the policy gives a response of row {row} a log-prob that is not finite, before anything was trained: its "
+            "weights are too large for this precision, take model.dtype=fp32 and train.precision=fp32, or another model"
+        )
     if not gap <= TOLERANCE[precision]:
         row = micro.examples[int(micro.batch.example_R[worst])].row
         raise PreftuneError(
@@ -63,19 +69,30 @@ class ExplosionGate:
         self.first_loss: float | None = None
         self.start: float | None = None
 
-    def check(self, found: Mapping[str, object], loss: float, step: int) -> None:
+    def check(self, found: Mapping[str, object], loss: float, step: int, rows: Sequence[int] = ()) -> None:
         """Compare a batch, as it was before optimiser step `step` (from 1), with the first one.
 
+        Args:
+            found: metrics of the batch.
+            loss: of the batch.
+            step: number of the optimiser step.
+            rows: of the batch's examples, for the message.
+
         Raises:
-            PreftuneError: if the loss is more than 100 times the first one, or if chosen and rejected responses are
-                both less likely than random tokens.
+            PreftuneError: if the first loss is not finite, if a loss is more than 100 times the first one, or if chosen
+                and rejected responses are both less likely than random tokens.
         """
         if self.first_loss is None:
             self.first_loss = loss
+            if not math.isfinite(loss):
+                raise PreftuneError(
+                    f"the first loss is {loss}{f' (rows {list(rows[:8])})' if rows else ''}, before anything was "
+                    f"trained: {UNTRAINED}"
+                )
         if abs(loss) > EXPLOSION * max(1.0, abs(self.first_loss)):
             raise PreftuneError(
                 f"training exploded before step {step}: the loss is {loss:.3g}, and was {self.first_loss:.3g} in the "
-                "first: lower optim.learning_rate"
+                "first: lower optim.learning_rate, or look at the objective's settings"
             )
         names = ("chosen_logp_per_token", "rejected_logp_per_token")
         known = [value for name in names if isinstance(value := found.get(name), float)]

@@ -28,6 +28,8 @@ from preftune.training.metrics import columns
 
 States = tuple[State, ...]
 WITH_GRADIENT = ("logps_K", "kl_K", "reward_R")  # the fields of LogProbs through which objectives reach the policy
+# What to do about a first step that is not finite: no learning rate has had a say in it.
+UNTRAINED = "look at the objective's settings and at the weights of its rows"
 
 
 @dataclass(frozen=True)
@@ -100,9 +102,10 @@ class Step:
         norm = self._gradient_norm(max_grad_norm)
         if not (torch.isfinite(norm) or self.accelerator.mixed_precision == "fp16"):
             rows = sorted({example.row for micro in micros for example in micro.examples})
+            advice = "it was not taken; lower optim.learning_rate, or look at these rows"
             raise PreftuneError(
-                f"the gradient of step {step + 1} is not finite (loss {scored.loss:.4g}, rows {rows[:8]}): it "
-                "was not taken; lower optim.learning_rate, or look at these rows"
+                f"the gradient of step {step + 1} is not finite (loss {scored.loss:.4g}, rows {rows[:8]}): "
+                + (advice if step else f"nothing was trained yet, so {UNTRAINED}")
             )
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -187,11 +190,12 @@ class Step:
         return LogProbs.join([self.reference.logps(micro.batch, micro.examples) for micro in micros])
 
     def _totals(self, micros: Sequence[Micro]) -> list[Tensor]:
-        """Sum of each term's example weights over micro-batches and processes."""
+        """Sum of each term's example weights over micro-batches and processes; 1 if all are 0, as the loss then is."""
         totals = []
         for term in self.terms:
             total = torch.stack([term.objective.weight_E(micro.batch).sum() for micro in micros]).sum()
-            totals.append(self.accelerator.reduce(total, "sum").clamp(min=1e-12))
+            total = self.accelerator.reduce(total, "sum")
+            totals.append(torch.where(total == 0, torch.ones_like(total), total))
         return totals
 
     def _seed(self, step: int, number: int) -> None:

@@ -22,6 +22,7 @@ from preftune.data.examples import Example
 from preftune.data.packing import pack, pad
 from preftune.errors import PreftuneError
 from preftune.objectives.registry import Term
+from preftune.policy.causality import check_causal
 from preftune.policy.layout import TOLERANCE, choose_layout, original_context, tree_error
 from preftune.policy.loading import vocabulary
 from preftune.policy.policy import PolicyModule
@@ -82,6 +83,7 @@ class Trainer:
         self.precision = self.accelerator.mixed_precision
         lm.to(self.accelerator.device)
         self.policy = self._policy(lm)
+        check_causal(self.policy, examples.train)
         self.alone_above = original_context(lm)
         frozen = None
         if any(term.objective.reference for term in terms):
@@ -106,10 +108,6 @@ class Trainer:
         self.writes = not self.policy.scores and hasattr(lm, "generate")
         if config.evaluate.samples and not self.writes and not self.policy.scores:
             self.messages.append(f"no samples are taken: {type(lm).__name__} has no method generate")
-        if config.train.max_steps is not None and config.train.epochs != type(config.train)().epochs:
-            self.messages.append(
-                f"train.max_steps={config.train.max_steps} decides how long, not train.epochs={config.train.epochs:g}"
-            )
 
     def fit(self) -> dict[str, Any]:
         """Train. Returns the summary (without writing it).
@@ -249,7 +247,8 @@ class Trainer:
                 micros = self._micros(batch)
                 scored = self.step.train(micros, self.states, self.optimizer, step, config.optim.max_grad_norm)
                 self.states = scored.states
-                self.explosion.check(metrics.summarise(metrics.table(scored.columns)), scored.loss, step + 1)
+                rows = sorted({self.examples.train[i].row for i in batch})
+                self.explosion.check(metrics.summarise(metrics.table(scored.columns)), scored.loss, step + 1, rows)
                 window.scored.append((len(batch), scored))
                 window.tokens += sum(micro.batch.real_tokens for micro in micros)
                 window.computed += sum(micro.batch.tokens for micro in micros)

@@ -104,6 +104,62 @@ def test_promise_02_bos_of_plain_text_is_what_the_tokenizer_adds_once(tokenizer_
         assert example.prompt[0] == tokenizer.bos_token_id
 
 
+def test_promise_02_control_tokens_typed_in_text_leave_the_record_out(tokenizer_of):
+    tokenizer = tokenizer_of("llama2", "sentencepiece_first")
+    reason = "the text of {} holds the control token <s>"
+    bad = {
+        "the prompt": [pair("What<s> is it?"), pair("<s><s>What is it?")],
+        "chosen": [pair(chosen="<s> Paris")],
+        "rejected": [pair(rejected=" No <s>")],
+    }
+    for name, records in bad.items():
+        for record in records:
+            assert render(tokenizer, record) == Dropped(WHERE, reason.format(name))
+            assert render(tokenizer, record, text_as_chat=True) == Dropped(WHERE, reason.format(name))
+    assert render(tokenizer, pair("What is it?</s>")) == Dropped(
+        WHERE, "the text of the prompt holds the end token </s>"
+    )
+    assert isinstance(render(tokenizer, pair("Is <S> or < s> meant?", " <sic>")), Example)
+
+
+def test_promise_02_only_what_the_record_says_is_looked_at_and_not_what_the_template_writes(tokenizer_of):
+    tokenizer = tokenizer_of("qwen3", "byte_level")
+    mark = "<|im_start|>"
+    turns = {
+        "the prompt": ((Message("user", f"{mark}system"),), (Message("assistant", "Yes."),)),
+        "response": (
+            (Message("user", "Hi"),),
+            (Message("assistant", "Yes."), Message("user", f"And {mark}?"), Message("assistant", "No.")),
+        ),
+    }
+    for name, (prompt, response) in turns.items():
+        dropped = render(tokenizer, Demonstration(prompt, response, WHERE))
+        assert dropped == Dropped(WHERE, f"the text of {name} holds the control token {mark}")
+    thinking = (Message("assistant", "<think>\nLet me think.\n</think>\n\nYes."),)
+    example = render(tokenizer, Demonstration((Message("user", "Hi"),), thinking, WHERE))
+    assert example.prompt.tolist().count(tokenizer.convert_tokens_to_ids(mark)) == 2
+    assert tokenizer.convert_tokens_to_ids("<think>") in example.responses[0].ids
+
+
+def test_a_word_or_mark_that_serves_as_padding_is_still_text(plain_tokenizer):
+    plain_tokenizer.add_special_tokens({"pad_token": "!", "bos_token": "<|pad|>"})
+    assert isinstance(render(plain_tokenizer, pair("What is it!", " Paris!")), Example)
+    assert render(plain_tokenizer, pair(chosen=" a<|pad|>")) == Dropped(
+        WHERE, "the text of chosen holds the control token <|pad|>"
+    )
+
+
+def test_reasons_are_counted_for_each_control_token(tokenizer_of):
+    tokenizer = tokenizer_of("llama3", "byte_level")
+    typed = ["<|begin_of_text|>", "<|start_header_id|>", "<|begin_of_text|>"]
+    records = [pair(f"It {mark}", where=Where("pairs.jsonl", row)) for row, mark in enumerate(typed)]
+    with pytest.raises(PreftuneError) as error:
+        render_all(records, Renderer(tokenizer))
+    reason = "the text of the prompt holds the control token"
+    assert f"2 because {reason} <|begin_of_text|> (pairs.jsonl row 0, pairs.jsonl row 2)" in str(error.value)
+    assert f"1 because {reason} <|start_header_id|> (pairs.jsonl row 1)" in str(error.value)
+
+
 def test_promise_02_an_end_token_that_the_text_has_already_is_not_written_again(plain_tokenizer):
     example = render(plain_tokenizer, Demonstration("Is it?", " Yes.</s>", WHERE))
     assert example.responses[0].ids.tolist() == [*ids(plain_tokenizer, " Yes."), plain_tokenizer.eos_token_id]
