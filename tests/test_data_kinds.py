@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import preftune
 from preftune import PreftuneError, Run
 from preftune.data.records import Preference
+from preftune.objectives import registry
 from preftune.sandbox.preferences import pairs
 
 QUICK: dict[str, Any] = {"train": {"max_steps": 4, "log_every": 1}, "evaluate": {"samples": 0}, "quiet": True}
@@ -128,3 +130,42 @@ def test_what_does_not_fit_is_refused(
         trained(data, objective, tmp_path / "run", **settings)
     assert "\n" not in str(raised.value)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_verdict_may_be_doubtful(labels: Any, tmp_path: Path) -> None:
+    doubtful = [{**row, "confidence": 0.5} for row in labels]
+
+    def first_losses(data: Any, objective: Any, name: str) -> list[float]:
+        run = trained(data, objective, tmp_path / name, config={"data": {"held_out": 0}})
+        return [line["loss"] for line in run.history if line["kind"] == "train"]
+
+    plain = first_losses(labels, "kto", "plain")
+    assert first_losses(doubtful, "kto", "doubtful") != pytest.approx(plain, abs=1e-6)
+    ignored = {"name": "kto", "modifiers": {"confidence": "ignore"}}
+    assert first_losses(doubtful, ignored, "ignored") == pytest.approx(plain, abs=1e-6)
+    smoothed = {"name": "kto", "modifiers": {"label_smoothing": 0.2}}
+    softened = [{**row, "confidence": 0.8} for row in labels]
+    assert first_losses(labels, smoothed, "smoothed") == pytest.approx(first_losses(softened, "kto", "soft"), abs=1e-6)
+
+
+def test_votes_of_annotators_are_a_probability(records: Any, tmp_path: Path) -> None:
+    """PsiPO regresses on it: with four of five votes the target is 0.6 of that of certain labels."""
+    rows = [{"prompt": r.prompt, "chosen": r.chosen, "rejected": r.rejected} for r in records]
+    losses = []
+    for column in ({"chosen_votes": 4, "rejected_votes": 1}, {"confidence": 0.8}):
+        data = [{**row, **column} for row in rows]
+        run = trained(data, "psi_po", tmp_path / str(len(losses)), config={"data": {"held_out": 0}})
+        losses.append([line["loss"] for line in run.history if line["kind"] == "train"])
+    assert losses[0] == losses[1]
+    assert losses[0][0] == pytest.approx((0.6 / 0.2) ** 2, rel=1e-4)
+
+
+def test_no_room_but_objectives_knows_an_objective_by_name() -> None:
+    """Adding one touches one file. `kto_tag` is a column of other tools' data."""
+    source = Path(preftune.__file__).parent
+    files = [*(p for room in ("data", "policy", "training", "evaluation") for p in (source / room).rglob("*.py"))]
+    names = "|".join(sorted(map(re.escape, registry.names()), key=len, reverse=True))
+    for path in [*files, source / "config.py"]:
+        text = path.read_text(encoding="utf-8").replace("kto_tag", "")
+        found = re.findall(rf"(?<![a-z_])(?:{names})(?![a-z_])", text, flags=re.IGNORECASE)
+        assert not found, f"{path}: {found}"

@@ -21,6 +21,7 @@ PROMISES = {
     11: "evaluation does not depend on the batch size",
     12: "accumulation does not change the scale",
     13: "padded, packed and shared prompts agree",
+    14: "mismatched responses never match, at any batch size; a batch with one prompt is refused",
 }
 
 

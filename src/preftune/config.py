@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from preftune.data.dataset import DataConfig
+from preftune.objectives.registry import DEFAULT
 from preftune.policy.loading import ModelConfig
 from preftune.policy.reference import ReferenceConfig
 from preftune.training.batches import BatchConfig
@@ -37,7 +38,9 @@ class RunConfig(BaseModel):
 
     model: ModelConfig = Field(default_factory=ModelConfig)
     data: DataConfig = Field(default_factory=DataConfig)
-    objective: Any = Field("dpo", description="name, or mapping with name and fields, or a list of those with weights")
+    objective: Any = Field(
+        DEFAULT, description="name, or mapping with name and fields, or a list of those with weights"
+    )
     reference: ReferenceConfig = Field(default_factory=ReferenceConfig)
     batch: BatchConfig = Field(default_factory=BatchConfig)
     optim: OptimConfig = Field(default_factory=OptimConfig)

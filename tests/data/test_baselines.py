@@ -19,7 +19,7 @@ def judged(prompt: int, response: int, length: int = 5, row: int = 0) -> Example
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 6)), min_size=1, max_size=12), st.integers(0, 5))
-def test_a_baseline_never_answers_its_own_prompt(keys, seed):
+def test_promise_14_a_baseline_never_answers_its_own_prompt(keys, seed):
     examples = [judged(prompt, response, row=row) for row, (prompt, response) in enumerate(keys)]
     own = {prompt: {r for p, r in keys if p == prompt} for prompt, _ in keys}
     foreign = {prompt: {r for p, r in keys if p != prompt} - own[prompt] for prompt in own}
@@ -71,7 +71,7 @@ def test_turns_that_are_no_targets_stay_none():
     assert (len(found.ids), found.targets.tolist(), found.length) == (3, [False, False, True], 1)
 
 
-def test_one_prompt_alone_is_refused():
+def test_promise_14_one_prompt_alone_is_refused():
     examples = [judged(0, response, row=response) for response in range(4)]
     with pytest.raises(PreftuneError, match=r"row 0: .*give data of at least two prompts"):
         with_baselines(examples, examples, 0)

@@ -289,6 +289,10 @@ def test_weight_confidence_and_gap(read: Read) -> None:
     assert (record.weight, record.confidence, record.gap) == (2.0, 0.75, -1.5)
     (record,) = read(PAIR | {"weight": "2", "confidence": "0.75", "gap": "", "score_chosen": 1, "score_rejected": 4})
     assert (record.weight, record.confidence, record.gap) == (2.0, 0.75, -3.0)
+    (record,) = read(PAIR | {"chosen_votes": 4, "rejected_votes": "1"})
+    assert record.confidence == 0.8
+    (record,) = read({"prompt": "Why?", "completion": " Because.", "label": False, "confidence": 0.6})
+    assert (record.good, record.confidence) == (False, 0.6)
     (record,) = read(PAIR | {"weight": None, "confidence": None, "gap": None, "score_chosen": 1})
     assert (record.weight, record.confidence, record.gap) == (1.0, None, None)
     assert read(SINGLES["unpaired"][1] | {"weight": 0})[0].weight == 0
@@ -314,6 +318,10 @@ BAD: list[tuple[dict[str, Any], str]] = [
     (PAIR | {"weight": -1}, "weight is the number -1, expected a finite number >= 0"),
     (PAIR | {"weight": float("inf")}, "weight is the number inf, expected a finite number >= 0"),
     (PAIR | {"weight": True}, "weight is true, expected a finite number >= 0"),
+    (PAIR | {"chosen_votes": 1}, "only one of chosen_votes and rejected_votes is given, expected both or none"),
+    (PAIR | {"chosen_votes": 1, "rejected_votes": 1, "confidence": 1}, "confidence and votes are given, expected one"),
+    (PAIR | {"chosen_votes": 0, "rejected_votes": 0}, "chosen_votes and rejected_votes sum to nothing, expected at"),
+    (PAIR | {"chosen_votes": -1, "rejected_votes": 2}, "chosen_votes is the number -1, expected a finite number >= 0"),
     (PAIR | {"confidence": 1.1}, "confidence is the number 1.1, expected a finite number from 0 to 1"),
     (PAIR | {"confidence": "high"}, "confidence is 'high', expected a finite number from 0 to 1"),
     (PAIR | {"gap": float("nan")}, "gap is the number nan, expected a finite number"),

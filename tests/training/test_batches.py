@@ -34,6 +34,15 @@ def test_a_batch_of_too_few_joins_another(tokens, size, least):
     assert [i for batch in batches for i in batch] == [i for batch in free for i in batch]
 
 
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(0, 3), min_size=2, max_size=20), st.integers(1, 6), st.integers(0, 9))
+def test_promise_14_a_batch_holds_at_least_two_prompts(prompts, size, seed):
+    batches = plan_epoch([1] * len(prompts), BatchConfig(size=size), seed, 0, 2, prompts)
+    assert sorted(i for batch in batches for i in batch) == list(range(len(prompts)))
+    if len(set(prompts)) > 1:
+        assert min(len({prompts[i] for i in batch}) for batch in batches) >= 2
+
+
 @settings(max_examples=50, deadline=None)
 @given(lengths, st.one_of(st.none(), st.integers(1, 8)), st.one_of(st.none(), st.integers(1, 60)))
 def test_groups_keep_the_order_and_the_limits_and_are_as_full_as_they_can_be(tokens, size, budget):

@@ -50,7 +50,8 @@ def with_baselines(examples: Sequence[Example], pool: Sequence[Example], seed: i
                 return fitted
         raise PreftuneError(
             f"row {example.row}: the objective compares each prompt with responses to other prompts, but the training "
-            "data has none that this prompt does not have too: give data of at least two prompts"
+            "data has none that this prompt does not have too: give data of at least two prompts (as the tokenizer "
+            "sees them)"
         )
 
     return [replace(example, responses=(*example.responses, baseline(example))) for example in examples]

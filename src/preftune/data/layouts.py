@@ -156,8 +156,23 @@ def _hh_turns(value: Any, field: str) -> Turns:
 
 def _pair(row: Fields, where: Where, prompt: Text, chosen: Text, rejected: Text) -> Preference:
     prompt, (chosen, rejected) = one_form(row, prompt, {"chosen": chosen, "rejected": rejected})
+    return Preference(prompt, chosen, rejected, where, read_weight(row), _confidence(row), _gap(row))
+
+
+def _confidence(row: Fields) -> float | None:
+    """The `confidence` column, or else the share of annotators who chose as the row says."""
     confidence = read_number(row, "confidence", low=0, high=1)
-    return Preference(prompt, chosen, rejected, where, read_weight(row), confidence, _gap(row))
+    votes = [read_number(row, key, low=0) for key in ("chosen_votes", "rejected_votes")]
+    if votes == [None, None]:
+        return confidence
+    right, wrong = votes
+    if right is None or wrong is None:
+        raise Unfit("only one of chosen_votes and rejected_votes is given, expected both or none")
+    if confidence is not None:
+        raise Unfit("confidence and votes are given, expected one of them")
+    if not 0 < right + wrong < math.inf:
+        raise Unfit("chosen_votes and rejected_votes sum to nothing, expected at least one vote")
+    return right / (right + wrong)
 
 
 def _gap(row: Fields) -> float | None:
@@ -261,7 +276,8 @@ def _judged(read: Callable[[Fields], tuple[Text, Text]]) -> Callable[[Fields, Wh
     def judged(row: Fields, where: Where) -> Judged:
         good = read_flag(*get(row, "label|kto_tag"))
         prompt, response = read(row)
-        return Judged(prompt, response, good, where, read_weight(row))
+        confidence = read_number(row, "confidence", low=0, high=1)
+        return Judged(prompt, response, good, where, read_weight(row), confidence)
 
     return judged
 

@@ -184,6 +184,7 @@ def join(batches: Sequence[PackedBatch]) -> PackedBatch | PlainBatch:
         weight_E=cat("weight_E"),
         confidence_E=cat("confidence_E"),
         gap_E=cat("gap_E"),
+        row_E=cat("row_E"),
         token={name: torch.cat([values(batch, name) for batch in batches]) for name in names},
     )
 

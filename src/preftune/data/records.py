@@ -59,13 +59,18 @@ class Preference:
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """An unpaired response with a verdict: good (True) or bad (False)."""
+    """An unpaired response with a verdict: good (True) or bad (False).
+
+    Attributes:
+        confidence: probability in [0, 1] that the verdict holds; None if the data does not say.
+    """
 
     prompt: Text
     response: Text
     good: bool
     where: Where
     weight: float = 1.0
+    confidence: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

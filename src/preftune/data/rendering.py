@@ -250,9 +250,10 @@ class Renderer:
         prompt_T, fitted = self._fit(self._prompt(plan, prompt[:cut]), responses)
         _check_responses(plan, fitted)
         confidence, gap = 1.0, math.nan
-        if isinstance(plan.record, Preference):
-            confidence = confidence if plan.record.confidence is None else plan.record.confidence
-            gap = gap if plan.record.gap is None else plan.record.gap
+        if isinstance(plan.record, Preference | Judged) and plan.record.confidence is not None:
+            confidence = plan.record.confidence
+        if isinstance(plan.record, Preference) and plan.record.gap is not None:
+            gap = plan.record.gap
         where, weight = plan.record.where, plan.record.weight
         return Example(prompt_T, tuple(fitted), row=where.row, weight=weight, confidence=confidence, gap=gap)
 

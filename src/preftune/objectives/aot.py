@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch.nn.functional import logsigmoid
 
-from preftune.objectives.base import Confidence, Objective, Outcome, State, check_positive
+from preftune.objectives.base import Confidence, Objective, Outcome, State, check, check_positive
 from preftune.objectives.batch import Batch, LogProbs, pair_indices
 from preftune.objectives.coupled import quantiles, shared_out
 from preftune.objectives.tokens import ratios_R
@@ -25,6 +25,9 @@ class AOT(Objective):
         2 counts twice. With confidence c, a pair's margin is u with probability c and -u with 1 - c. The loss of an
         example is that of the quantiles that its u fills, scaled so that the weighted mean is the integral.
 
+        With label smoothing e, the loss at each k is (1 - e) * -log sigmoid(x) + e * -log sigmoid(-x) of the same x:
+        after sorting, so that it is another loss than confidences of 1 - e give.
+
     Source: Melnyk et al. 2024, "Distributional Preference Alignment of LLMs via Optimal Transport", arXiv 2406.05882.
         Default beta 0.01: theirs, as others quote it.
 
@@ -32,15 +35,16 @@ class AOT(Objective):
         one pair in a batch it is DPO, and the smaller the batch, the nearer to it.
 
     In nats: the pull on a quantile is a tenth of its largest where the policy's is 2.2 / beta nats ahead of the
-        reference's, 220 at beta 0.01. Like DPO's, margins of certain labels grow without end.
+        reference's, 220 at beta 0.01. Like DPO's, margins of certain labels grow without end; with label_smoothing e
+        each quantile comes to rest log((1 - e) / e) / beta nats ahead.
 
     Differs between libraries: TRL sorts the batch of one device and one micro-batch; here it is that of the optimiser
-        step. Early TRL called the unpaired form "aot_pair". TRL's label_smoothing mixes -log sigmoid with its mirror
-        image at each quantile; modifiers.label_smoothing here mixes margins with their opposites before they are
-        sorted.
+        step. Early TRL called the unpaired form "aot_pair". label_smoothing is TRL's, and 0 by default there too; a
+        confidence in the data, which TRL does not read, mixes margins with their opposites before they are sorted.
 
     Args:
         beta: strength of the pull towards the reference, reward per nat. Usual: 0.01 to 0.1.
+        label_smoothing: probability, in [0, 0.5), that a quantile is matched the wrong way round. Usual: 0.
 
     Example:
         >>> from torch import tensor
@@ -55,9 +59,14 @@ class AOT(Objective):
     refuses: ClassVar[Mapping[str, str]] = {"wpo": "AOT has a loss of quantiles, not of pairs: leave it out"}
 
     beta: float = 0.01
+    label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
         check_positive("beta", self.beta, "it is the reward per nat of log-ratio; 0.01 is usual")
+        check(
+            0 <= self.label_smoothing < 0.5,
+            f"label_smoothing must be in [0, 0.5), got {self.label_smoothing}: at 0.5 labels would say nothing",
+        )
 
     @property
     def needs_tokens(self) -> bool:
@@ -75,6 +84,7 @@ class AOT(Objective):
             for sums_R in (policy_R, reference_R.to(policy_R.dtype))
         )
         at = quantiles(ours_N.detach(), weight_N, theirs_N, weight_N)
-        loss_S = -logsigmoid(self.beta * (ours_N[at.first_S] - theirs_N[at.second_S]))
+        margin_S = self.beta * (ours_N[at.first_S] - theirs_N[at.second_S])
+        loss_S = -(1 - self.label_smoothing) * logsigmoid(margin_S) - self.label_smoothing * logsigmoid(-margin_S)
         loss_E = shared_out(at.width_S.to(loss_S) * loss_S, at.first_S % len(right_E), batch.weight_E)
         return Outcome(loss_E, self.beta * ratio_R.detach(), state)

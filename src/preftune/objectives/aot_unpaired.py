@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from preftune.objectives.base import Confidence, DataKind, Objective, Outcome, State, check_positive
+from preftune.objectives.base import Confidence, DataKind, Objective, Outcome, State, check, check_positive
 from preftune.objectives.batch import Batch, LogProbs
 from preftune.objectives.coupled import judged, quantiles, refuse_few, shared_out
 from preftune.objectives.tokens import ratios_R
@@ -28,6 +28,9 @@ class AOTUnpaired(Objective):
         weighted mean is the integral. A batch without good or without bad responses has nothing to compare: its loss is
         0.
 
+        With label smoothing e, the loss at each k is (1 - e) * -log sigmoid(x) + e * -log sigmoid(-x) of the same x:
+        after sorting, so that it is another loss than confidences of 1 - e give.
+
     Source: Melnyk et al. 2024, "Distributional Preference Alignment of LLMs via Optimal Transport", arXiv 2406.05882,
         the unpaired form. Default beta 0.01: theirs, as others quote it.
 
@@ -36,14 +39,15 @@ class AOTUnpaired(Objective):
 
     In nats: the pull on a quantile is a tenth of its largest where good is 2.2 / beta nats ahead of bad, 220 at beta
         0.01. It has no finite optimum, even where labels contradict each other: what is good more often goes up without
-        end.
+        end; but with label_smoothing e each quantile comes to rest log((1 - e) / e) / beta nats ahead.
 
     Differs between libraries: TRL takes it of pairs alone, sorts the batch of one device and one micro-batch, and once
-        called it "aot_pair"; here it is the batch of the optimiser step. TRL's label_smoothing mixes -log sigmoid with
-        its mirror image at each quantile; a confidence here moves the response itself to the other sample.
+        called it "aot_pair"; here it is the batch of the optimiser step. label_smoothing is TRL's, and 0 by default
+        there too; a confidence in the data, which TRL does not read, moves the response itself to the other sample.
 
     Args:
         beta: strength of the pull towards the reference, reward per nat. Usual: 0.01 to 0.1.
+        label_smoothing: probability, in [0, 0.5), that a quantile is matched the wrong way round. Usual: 0.
 
     Example:
         >>> from preftune.objectives.batch import PlainBatch, Role
@@ -64,9 +68,14 @@ class AOTUnpaired(Objective):
     refuses: ClassVar[Mapping[str, str]] = {"wpo": "AOTUnpaired has a loss of quantiles, not of pairs: leave it out"}
 
     beta: float = 0.01
+    label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
         check_positive("beta", self.beta, "it is the reward per nat of log-ratio; 0.01 is usual")
+        check(
+            0 <= self.label_smoothing < 0.5,
+            f"label_smoothing must be in [0, 0.5), got {self.label_smoothing}: at 0.5 labels would say nothing",
+        )
 
     def __call__(self, policy: LogProbs, reference: LogProbs | None, batch: Batch, state: State) -> Outcome:
         ratio_R = ratios_R("AOTUnpaired", policy, reference, batch)
@@ -75,7 +84,8 @@ class AOTUnpaired(Objective):
         ratio_J = ratio_R[found.index_J]
         still_J = ratio_J.detach()
         at = quantiles(still_J, found.weight_J * found.good_J, still_J, found.weight_J * (1 - found.good_J))
-        loss_S = -logsigmoid(self.beta * (ratio_J[at.first_S] - ratio_J[at.second_S]))
+        margin_S = self.beta * (ratio_J[at.first_S] - ratio_J[at.second_S])
+        loss_S = -(1 - self.label_smoothing) * logsigmoid(margin_S) - self.label_smoothing * logsigmoid(-margin_S)
         half_S: Tensor = at.width_S.to(loss_S) * loss_S / 2
         owner_S = found.example_J[torch.cat([at.first_S, at.second_S])]
         return Outcome(shared_out(half_S.repeat(2), owner_S, batch.weight_E), self.beta * ratio_R.detach(), state)

@@ -91,6 +91,10 @@ class Objective(ABC):
         """Raise ValueError, in one sentence, if a value of one of `columns` cannot be learned from."""
         check(math.isfinite(value), f"{name} must be a finite number, got {value:g}")
 
+    def notes(self) -> list[str]:
+        """What a user should know of these very hyperparameters before training, a sentence each; mostly nothing."""
+        return []
+
     def weight_E(self, batch: Batch) -> Tensor:
         """Weight of each example in the mean of `loss_E`, shape E. It depends on the batch alone, so the training step
         can sum it over micro-batches and processes before the first backward."""
@@ -128,14 +132,15 @@ class Objective(ABC):
             reference_rejected_logps: the same of each rejected response.
             chosen_lengths: tokens of each chosen response, shape E; needed by objectives that read lengths only.
             rejected_lengths: the same of each rejected response.
-            confidence: probability that chosen is better, shape E; 1 if not given.
+            confidence: probability that chosen is better, in [0, 1], shape E; 1 if not given.
             gap: rated difference, shape E; needed by objectives that name it in `columns` only.
 
         Returns:
             Loss, rewards, delta and margin per pair; `.loss` is the mean.
 
         Raises:
-            ValueError: if shapes differ, or the reference, the lengths or the gap are missing where they are needed.
+            ValueError: if a tensor is empty, of another shape, not of floating point (lengths may be whole numbers) or
+                out of range, or if the reference, the lengths or the gap are missing where they are needed.
         """
         name = type(self).__name__
         if self.data != "pairs" or self.needs_tokens:
@@ -146,6 +151,7 @@ class Objective(ABC):
             raise ValueError(f"{name} reads lengths here: give chosen_lengths and rejected_lengths")
         if "gap" in self.columns and gap is None:
             raise ValueError(f"{name} learns from rated gaps: give gap")
+        _check_tensor("policy_chosen_logps", policy_chosen_logps)
         zero = torch.zeros_like(policy_chosen_logps)
         columns = {
             "policy_chosen_logps": policy_chosen_logps,
@@ -157,10 +163,7 @@ class Objective(ABC):
             "confidence": zero + 1 if confidence is None else confidence,
             "gap": zero + math.nan if gap is None else gap,
         }
-        for key, column in columns.items():
-            if column.shape != zero.shape:
-                expected = f"expected {tuple(zero.shape)} as policy_chosen_logps"
-                raise ValueError(f"{key} has shape {tuple(column.shape)}, {expected}")
+        _check_columns(columns)
         for key in self.columns & columns.keys():
             for value in columns[key].flatten().tolist():
                 self.check_column(key, value)
@@ -194,6 +197,28 @@ class PairResult:
     def margin(self) -> Tensor:
         """Mean margin."""
         return self.margin_E.mean()
+
+
+def _check_columns(columns: Mapping[str, Tensor]) -> None:
+    """Raise ValueError, in one sentence, unless `on_pairs` can take these columns, the first of which is right."""
+    name, first = next(iter(columns.items()))
+    check(first.numel() > 0, f"{name} is empty: give one pair or more")
+    for key, column in columns.items():
+        _check_tensor(key, column)
+        if column.shape != first.shape:
+            raise ValueError(f"{key} has shape {tuple(column.shape)}, expected {tuple(first.shape)} as {name}")
+    p = columns["confidence"].detach()
+    outside = p[~((p >= 0) & (p <= 1))]
+    if len(outside):
+        meaning = "it is the probability that chosen is better"
+        raise ValueError(f"confidence must be in [0, 1], got {outside[0].item():g}: {meaning}")
+
+
+def _check_tensor(name: str, column: Any) -> None:
+    """Raise ValueError, in one sentence, unless a column of `on_pairs` is a tensor of the numbers that it takes."""
+    fits = isinstance(column, Tensor) and (column.is_floating_point() or name.endswith("lengths"))
+    kind = column.dtype if isinstance(column, Tensor) else type(column).__name__
+    check(fits, f"{name} is of type {kind}, expected a tensor of floating point, such as torch.tensor([-5.0])")
 
 
 def _plain(

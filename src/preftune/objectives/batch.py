@@ -60,6 +60,10 @@ class Batch(Protocol):
         """Rated difference between chosen and rejected; NaN where there is none."""
 
     @property
+    def row_E(self) -> Tensor:
+        """Index of each example's record in its source, whatever the batch; -1 where it is not known."""
+
+    @property
     def token(self) -> Mapping[str, Tensor]:
         """Further values per target (old log-probs, advantages, returns), each of shape K."""
 
@@ -102,7 +106,7 @@ class LogProbs:
 @dataclass(frozen=True)
 class PlainBatch:
     """What an objective reads of a batch, and nothing else: plain tensors, or several batches joined. Fields as in
-    `Batch`."""
+    `Batch`; examples are counted from 0 as `row_E` if that is not given."""
 
     response_K: Tensor
     example_R: Tensor
@@ -113,6 +117,11 @@ class PlainBatch:
     confidence_E: Tensor
     gap_E: Tensor
     token: Mapping[str, Tensor] = field(default_factory=dict)
+    row_E: Tensor = None  # type: ignore[assignment]  # never None once constructed
+
+    def __post_init__(self) -> None:
+        if self.row_E is None:
+            object.__setattr__(self, "row_E", torch.arange(len(self.weight_E), device=self.weight_E.device))
 
 
 def pair_indices(batch: Batch) -> tuple[Tensor, Tensor]:

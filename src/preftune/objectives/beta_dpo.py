@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
@@ -28,9 +29,10 @@ class BetaDPO(Objective):
         mean, sd = decay * before + (1 - decay) * the batch's mean and standard deviation of delta; both 0 at first
 
         Of n pairs, n * (1 - filter_share), rounded down, are kept, one at least: drawn without replacement with weights
-        exp(-((delta - mean) / sd)^2 / 2). Losses are scaled so that the batch's mean is that over kept pairs. Weights
-        count in all means; pairs of weight 0 are never kept. The draw is a function of the batch and of the number of
-        steps so far, which is kept as state with mean and sd, and does not depend on the order of the pairs.
+        exp(-((delta - mean) / max(sd, spread_min))^2 / 2). Losses are scaled so that the batch's mean is that over kept
+        pairs. Weights count in all means; pairs of weight 0 are never kept. What chance adds to a pair is a function of
+        its row in the data and of the number of steps so far, which is kept as state with mean and sd: neither the
+        order of the batch matters, nor how it is cut.
 
     Source: Wu et al. 2024, "beta-DPO: Direct Preference Optimization with Dynamic beta", arXiv 2407.08639. Defaults:
         the authors' code.
@@ -42,7 +44,7 @@ class BetaDPO(Objective):
         beta_b, so that those of different steps compare.
 
     Differs between libraries: none but the authors' code has it. There the draw is the process's random state's; its
-        rounding and its kind of standard deviation (ours: of a sample, n - 1) we did not compare.
+        rounding and its kind of standard deviation (ours: of a sample, n - 1) we did not compare. spread_min is ours.
 
     Args:
         beta: beta of a batch as far apart as usual, reward per nat. Usual: 0.1.
@@ -50,7 +52,11 @@ class BetaDPO(Objective):
         filter_share: share of pairs to leave out, in [0, 1). Usual: 0.2.
         decay: of the running mean and sd, in [0, 1). Usual: 0.9.
         beta_min: beta_b is at least this, > 0. Usual: 0.001.
-        keep: "drawn": kept pairs are drawn by the weights; "likeliest": those of largest weight.
+        spread_min: sd counts as at least this, in nats, > 0. As training starts all deltas are 0 but for rounding;
+            divided by the spread of that very rounding, it would say which pairs stand out. Usual: 0.001; more
+            where log-probs are less exact (bfloat16).
+        keep: "drawn": kept pairs are drawn by the weights; "likeliest": those nearest to the mean, in whole steps of
+            spread_min, and of equally near ones those that chance adds more to.
 
     Example:
         >>> from torch import tensor
@@ -70,6 +76,7 @@ class BetaDPO(Objective):
     filter_share: float = 0.2
     decay: float = 0.9
     beta_min: float = 1e-3
+    spread_min: float = 1e-3
     keep: Literal["drawn", "likeliest"] = "drawn"
 
     def __post_init__(self) -> None:
@@ -84,6 +91,7 @@ class BetaDPO(Objective):
         )
         check(0 <= self.decay < 1, f"decay must be in [0, 1), got {self.decay}: at 1 the mean stays 0; 0.9 is usual")
         check_positive("beta_min", self.beta_min, "it is the smallest beta of a batch; 0.001 is usual")
+        check_positive("spread_min", self.spread_min, "it is the smallest spread of gaps, in nats; 0.001 is usual")
         check(self.keep in ("drawn", "likeliest"), f'keep must be "drawn" or "likeliest", got {self.keep!r}')
 
     @property
@@ -101,7 +109,7 @@ class BetaDPO(Objective):
         delta_E, weight_E = ratio_R[chosen_E] - ratio_R[rejected_E], batch.weight_E
         gap_E = delta_E.detach()
         after = self._after(gap_E, weight_E, state)
-        kept_E = self._kept_E(gap_E, weight_E, after)
+        kept_E = self._kept_E(gap_E, batch, after)
         kept_weight_E = weight_E * kept_E
         beyond = weighted_mean(gap_E, kept_weight_E) - after["mean"]
         beta = (self.beta * (1 + self.alpha * beyond)).clamp(min=self.beta_min)
@@ -119,18 +127,28 @@ class BetaDPO(Objective):
             "step": state["step"] + 1,
         }
 
-    def _kept_E(self, gap_E: Tensor, weight_E: Tensor, after: State) -> Tensor:
+    def _kept_E(self, gap_E: Tensor, batch: Batch, after: State) -> Tensor:
         """1 for the pairs that are kept, 0 for the others; float."""
-        device, gap_E, counts_E = gap_E.device, gap_E.cpu(), (weight_E > 0).cpu()
-        # in float64, and against the largest one: early on sd may be far too small, and all weights vanish
+        device, gap_E, counts_E = gap_E.device, gap_E.cpu(), (batch.weight_E > 0).cpu()
+        # in float64: against a spread that still grows, a pair may be thousands of deviations away
         mean, sd = (after[name].cpu().double() for name in ("mean", "sd"))
-        log_weight_E = torch.where(counts_E, -(((gap_E.double() - mean) / sd.clamp(min=1e-30)) ** 2) / 2, -torch.inf)
-        key_E = log_weight_E - log_weight_E.max()
+        distance_E, chance_E = (gap_E.double() - mean).abs(), _gumbel_E(int(after["step"]), batch.row_E)
         if self.keep == "drawn":  # the largest of log-weight plus Gumbel noise are a draw without replacement
-            draw = torch.Generator().manual_seed(int(after["step"]))
-            order_E = torch.argsort(torch.where(counts_E, gap_E, torch.inf), stable=True)
-            key_E[order_E] -= torch.log(-torch.log(torch.rand(len(gap_E), generator=draw, dtype=torch.float64)))
+            key_E = chance_E - (distance_E / sd.clamp(min=self.spread_min)) ** 2 / 2
+        else:
+            key_E = -torch.floor(distance_E / self.spread_min)
+        key_E = torch.where(counts_E, key_E, -torch.inf)
+        order_E = torch.argsort(chance_E, descending=True)
+        order_E = order_E[torch.argsort(key_E[order_E], descending=True, stable=True)]
+        # 30 * (1 - 0.9) is 2.9999999999999996
         count = max(1, math.floor(int(counts_E.sum()) * (1 - self.filter_share) + 1e-9))
         kept_E = torch.zeros_like(gap_E)
-        kept_E[torch.argsort(key_E, descending=True, stable=True)[:count]] = 1
+        kept_E[order_E[:count]] = 1
         return kept_E.to(device)
+
+
+def _gumbel_E(step: int, row_E: Tensor) -> Tensor:
+    """Standard Gumbel noise, a function of step and row; of a row that occurs again, the next of its numbers."""
+    rows = row_E.tolist()
+    of_row = {row: np.random.default_rng((step, row + 1)) for row in rows}  # rows that are not known are -1
+    return torch.tensor([of_row[row].gumbel() for row in rows], dtype=torch.float64)

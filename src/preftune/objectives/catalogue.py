@@ -35,7 +35,11 @@ REQUIRED = "required"  # in place of the default of a field that has none
 
 _PACKAGE = "preftune.objectives."
 _HEADER = re.compile(r"([A-Z][A-Za-z ]*):(?: +(.*))?")
-_AUTHORS = re.compile(r"[A-Z][\w'-]+(?:,? (?:et al\.|and [A-Z][\w'-]+|[A-Z][\w'-]+))* \d{4}")
+_CITATION = re.compile(
+    r"([A-Z][\w'-]+(?:,? (?:et al\.|and [A-Z][\w'-]+|[A-Z][\w'-]+))* \d{4})"  # authors and year
+    r'(?:,? "[^"]*")?'  # title
+    r"(?:,? \(?(arXiv \d{4}\.\d{4,5}))?"  # nothing lies before its number, so that it is no other paper's
+)
 
 
 @dataclass(frozen=True)
@@ -100,11 +104,11 @@ class Entry:
 
     @property
     def source(self) -> str:
-        """Authors, year and arXiv number, as far as the docstring has them; else the first words of its source."""
+        """Authors and year of the first citation of the docstring, and its arXiv number if it has one; without a
+        citation, the first words of its source."""
         text = self.sections.get("Source", "")
-        authors, number = _AUTHORS.search(text), re.search(r"arXiv \d{4}\.\d{4,5}", text)
-        found = [match.group() for match in (authors, number) if match]
-        return ", ".join(found) or re.split(r"[;,.]", text)[0]
+        citation = _CITATION.search(text)
+        return ", ".join(filter(None, citation.groups())) if citation else re.split(r"[;,.]", text)[0]
 
     def config(self) -> str:
         """A block of a config with every field at its default, and what it means."""

@@ -34,9 +34,9 @@ class Modifiers:
         tail_of: "both": tail_alpha acts on policy and reference (as in TRL now), so that delta starts at 0; "policy":
             on the policy alone (as in LLaMA-Factory, and in TRL until early 2026).
         reference_free: the reference's log-probs are taken as 0: a reference that likes all responses equally.
-        confidence: what the probability that chosen is better means. "label": the loss is the expected one, chosen and
-            rejected exchanged with the remaining probability; "weight": the pair's weight is multiplied by it;
-            "ignore": labels are certain.
+        confidence: what the probability that a label holds (that chosen is better) means. "label": the loss is the
+            expected one, chosen and rejected exchanged with the remaining probability; "weight": the example's weight
+            is multiplied by it; "ignore": labels are certain.
         label_smoothing: probability, in [0, 0.5), that any label is flipped; a confidence c becomes
             c * (1 - label_smoothing) + (1 - c) * label_smoothing.
         wpo: true multiplies each pair's loss by the product, over its two responses, of
@@ -146,7 +146,7 @@ class Modified(Objective):
 
     def __call__(self, policy: LogProbs, reference: LogProbs | None, batch: Batch, state: State) -> Outcome:
         change, batch = self.modifiers, self._relabelled(batch)
-        if self.inner.data == "pairs" and self.inner.confidence == "unused":
+        if self.inner.data in ("pairs", "labels") and self.inner.confidence == "unused":
             refuse_doubt(self.inner, batch)
         seen = self._rescaled(policy, batch, tails=True)
         if change.reference_free:
@@ -213,6 +213,8 @@ def refusal(objective: Objective, name: str) -> str | None:
         return f"{kind} has its own {name}: set it there"
     if name in objective.refuses:
         return objective.refuses[name]
+    if name in _OF_LABELS and objective.data not in ("pairs", "labels"):
+        return f"it is about pairs and labels, and {kind} learns from {objective.data}: leave it out"
     if name in _OF_PAIRS and objective.data != "pairs":
         return f"it is about pairs, and {kind} learns from {objective.data}: leave it out"
     if name in _OF_SEVERAL and objective.data not in ("pairs", "rankings"):
@@ -232,7 +234,8 @@ def refusal(objective: Objective, name: str) -> str | None:
     return None
 
 
-_OF_PAIRS = ("confidence", "label_smoothing", "wpo", "drop_penalty")
+_OF_LABELS = ("confidence", "label_smoothing")
+_OF_PAIRS = ("wpo", "drop_penalty")
 _OF_SEVERAL = ("tail_alpha", "tail_of", "reference_free")
 _OF_REFERENCE = ("reference_free", "tail_of", "ratio_penalty", "drop_penalty")
 _OF_LOGPS = ("average", "temperature", "tail_alpha", "tail_of")
@@ -260,17 +263,17 @@ def sees_labels(objective: Objective) -> bool:
 
 
 def _trial() -> tuple[Batch, LogProbs, LogProbs]:
-    """Three pairs of two tokens each, with some log-probs of a policy and a reference."""
+    """Three pairs of two tokens each, each with a baseline, and some log-probs of a policy and a reference."""
     certain_E = torch.ones(3, dtype=torch.float64)
     batch = PlainBatch(
-        response_K=torch.arange(6).repeat_interleave(2),
-        example_R=torch.arange(3).repeat(2),
-        role_R=torch.tensor([Role.CHOSEN] * 3 + [Role.REJECTED] * 3),
-        score_R=torch.full((6,), math.nan, dtype=torch.float64),
-        length_R=torch.full((6,), 2),
+        response_K=torch.arange(9).repeat_interleave(2),
+        example_R=torch.arange(3).repeat(3),
+        role_R=torch.tensor([Role.CHOSEN] * 3 + [Role.REJECTED] * 3 + [Role.BASELINE] * 3),
+        score_R=torch.full((9,), math.nan, dtype=torch.float64),
+        length_R=torch.full((9,), 2),
         weight_E=certain_E,
         confidence_E=certain_E,
         gap_E=certain_E,
     )
-    logps_K = -torch.arange(1, 13, dtype=torch.float64).sqrt().roll(5)
+    logps_K = -torch.arange(1, 19, dtype=torch.float64).sqrt().roll(5)
     return batch, LogProbs(logps_K), LogProbs(torch.full_like(logps_K, -2.0))

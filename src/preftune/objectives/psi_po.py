@@ -1,5 +1,6 @@
 """The general form of preference optimisation: regression on a transformed preference probability."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
@@ -13,6 +14,7 @@ from preftune.objectives.base import Confidence, check, check_positive
 from preftune.objectives.pairs import PairObjective, Pairs
 
 Psi = Callable[[Tensor], Tensor]
+Given = Callable[[Any], Any]  # what users give
 
 NAMED: Mapping[str, Psi] = {
     "identity": lambda q: q,
@@ -57,7 +59,8 @@ class PsiPO(PairObjective):
 
     Args:
         psi: identity, logit, log, square, root, arcsine; or a function of your own, as "package.module:function", or
-            itself when constructed in Python. It takes and gives a float64 tensor of probabilities, and increases.
+            itself when constructed in Python. It increases, and takes probabilities: a float64 tensor, or if it cannot
+            take that, or gives no tensor of that shape, one by one as Python's own numbers (math:sqrt).
         tau: regularisation. The target is in nats: 1 / (2 tau) at most for identity, logit(p) / tau for logit. Usual:
             0.05 to 1.
         p: probability that a label is right, in [0.5, 1]; for data that gives no confidence. Usual: 1, or the share of
@@ -76,7 +79,7 @@ class PsiPO(PairObjective):
     confidence: ClassVar[Confidence] = "read"
     refuses: ClassVar[Mapping[str, str]] = {"label_smoothing": "set p on psi_po itself, to 1 - label_smoothing"}
 
-    psi: str | Psi = "identity"
+    psi: str | Given = "identity"
     tau: float = 0.1
     p: float = 1.0
     clamp: float = 0.0
@@ -88,9 +91,7 @@ class PsiPO(PairObjective):
             f"p must be in [0.5, 1], got {self.p}: it is the probability that a label is right",
         )
         check(0 <= self.clamp < 0.5, f"clamp must be in [0, 0.5), got {self.clamp}: p is kept in [clamp, 1 - clamp]")
-        function = _function(self.psi)
-        object.__setattr__(self, "_psi", function)
-        _check_increasing(function, self._name)
+        object.__setattr__(self, "_psi", _increasing(_function(self.psi), self._name))
 
     @property
     def exact(self) -> bool:
@@ -99,6 +100,15 @@ class PsiPO(PairObjective):
         q = torch.linspace(0.01, 0.99, 99, dtype=torch.float64)
         both = self._apply(q) + self._apply(1 - q)
         return bool((both - both.mean()).abs().max() <= 1e-9 * (1 + both.abs().max()))
+
+    def notes(self) -> list[str]:
+        if self.exact:
+            return []
+        return [
+            f"psi {self._name} is trained as its antisymmetrised form, (Psi(q) - Psi(1 - q)) / 2, as Psi(q) + "
+            "Psi(1 - q) is not constant: with more than two responses to a prompt the minimum is not the policy that "
+            "maximises E[Psi] (preftune.theory.tabular.psi_po_gap gives the distance)"
+        ]
 
     def target(self, confidence: Tensor) -> Tensor:
         """Where delta is drawn to, in nats, for the probability that chosen is better; any one shape.
@@ -145,30 +155,58 @@ class PsiPO(PairObjective):
         return self.psi if isinstance(self.psi, str) else getattr(self.psi, "__qualname__", "function")
 
     def _apply(self, q: Tensor) -> Tensor:
-        return self._psi(q)  # type: ignore[attr-defined,no-any-return]
+        try:
+            return self._psi(q)  # type: ignore[attr-defined,no-any-return]
+        except Exception as error:  # whatever a user's function does
+            raise PreftuneError(f"psi {self._name} failed on probabilities of pairs: {_short(error)}") from error
 
 
-def _check_increasing(psi: Psi, name: str) -> None:
-    """Raise ValueError unless a function of probabilities is finite inside (0, 1) and increases."""
+def _increasing(psi: Given, name: str) -> Psi:
+    """A function of probabilities as one of tensors.
+
+    Raises:
+        ValueError: unless it is finite inside (0, 1) and increases.
+    """
     q = torch.linspace(0.001, 0.999, 999, dtype=torch.float64)
+    found, problem = psi, "it gave no tensor of the same shape"
     try:
         values = psi(q)
     except Exception as error:  # whatever a user's function does
-        problem = " ".join(str(error).split())
-        raise ValueError(
-            f"psi {name} failed on a tensor of probabilities: {type(error).__name__}: {problem}"
-        ) from error
-    check(
-        isinstance(values, Tensor) and values.shape == q.shape and bool(values.isfinite().all()),
-        f"psi {name} must give a finite value for each probability inside (0, 1), as a tensor of the same shape",
-    )
+        values, problem = None, _short(error)
+    if not (isinstance(values, Tensor) and values.shape == q.shape):
+        found = _one_by_one(psi)
+        try:
+            float(psi(0.5))  # inside, no value is an error
+            values = found(q)
+        except Exception as error:
+            alone = f"on a probability by itself ({_short(error)})"
+            raise ValueError(f"psi {name} failed on a tensor of probabilities ({problem}) and {alone}") from error
+    check(bool(values.isfinite().all()), f"psi {name} must give a finite number for each probability inside (0, 1)")
     check(
         bool((values.diff() > 0).all()),
         f"psi {name} must increase: where it does not, a response that is preferred more often would be rewarded less",
     )
+    return found
 
 
-def _function(psi: str | Psi) -> Psi:
+def _one_by_one(psi: Given) -> Psi:
+    """A function of numbers as one of tensors; NaN where it has no value, such as the logarithm of 0."""
+
+    def value(q: float) -> float:
+        try:
+            return float(psi(q))
+        except (ArithmeticError, ValueError):
+            return math.nan
+
+    return lambda q: torch.tensor([value(each) for each in q.flatten().tolist()], dtype=torch.float64).reshape(q.shape)
+
+
+def _short(error: BaseException) -> str:
+    """An error in one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def _function(psi: str | Given) -> Given:
     """Psi by name."""
     if not isinstance(psi, str):
         check(callable(psi), f"psi must be a name or a function, got {psi!r}")
@@ -181,7 +219,6 @@ def _function(psi: str | Psi) -> Psi:
     try:
         function = getattr(imported(module), name)
     except (Exception, SystemExit) as error:  # whatever a user's module does while it is imported
-        problem = " ".join(str(error).split())
-        raise ValueError(f"psi {psi} cannot be imported: {type(error).__name__}: {problem}") from error
+        raise ValueError(f"psi {psi} cannot be imported: {_short(error)}") from error
     check(callable(function), f"psi {psi} is of type {type(function).__name__}, expected a function")
     return function  # type: ignore[no-any-return]

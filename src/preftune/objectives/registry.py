@@ -22,6 +22,7 @@ from preftune.errors import PreftuneError
 if TYPE_CHECKING:
     from preftune.objectives.base import DataKind, Objective
 
+DEFAULT = "dpo"  # of a config that names none
 RESERVED = ("name", "weight", "modifiers")
 
 

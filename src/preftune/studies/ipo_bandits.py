@@ -18,7 +18,8 @@ import json
 import math
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -251,10 +252,23 @@ def study(out: Path, quick: bool = False, seed: int = 0) -> Study:
     ]
     _write_results(found, seed)
     _write_curves(found)
-    page(found, shlex.join(words + ["--quick"] * quick)).write(found.page)
+    page(found, shlex.join(words)).write(found.page)
     return found
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch compute on one thread inside: on tensors as small as these, others only wait for each other, for
+    minutes where all cores are busy."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@one_thread()
 def rerun(data: Sequence[DataSet], steps: int, seed: int, taus: Sequence[float] = TAUS) -> tuple[Curves, ...]:
     """Train a policy for each data set, objective, tau and seed, all in one tensor.
 

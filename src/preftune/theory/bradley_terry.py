@@ -44,7 +44,8 @@ from torch.nn.functional import logsigmoid
 
 from preftune.theory.solving import NoFiniteOptimumError, groups, reachable, shortest_cycles
 
-_STEPS = 200
+_STEPS = 1000  # while strengths are far off, each brings about 0.7 logits
+_SMALL = 1e-9  # steps above this share of the strengths are never taken for rounding
 
 
 @dataclass(frozen=True)
@@ -164,7 +165,7 @@ def fit(
 
     Raises:
         NoFiniteOptimumError: without a prior, if strengths would be infinite, or no chain of comparisons links some
-            items; it names them.
+            items, which it names; or if weights lie so far apart that float64 cannot tell the strengths.
         ValueError: if an argument is out of its range.
 
     Example:
@@ -181,9 +182,9 @@ def fit(
         _refuse_apart(score_NN, labels)
         _refuse_unbounded(score_NN, labels)
     strengths_N = _newton(score_NN, precision)
-    mean_NN = torch.full_like(score_NN, 1 / len(labels))  # projects on the direction that no comparison can see
-    information_NN = _information(score_NN, strengths_N) + precision * (torch.eye(len(labels)) - mean_NN)
-    covariance_NN = torch.linalg.inv(information_NN + mean_NN) - mean_NN
+    # differences from the mean: the level of all is what no comparison can see
+    relative_NN = torch.eye(len(labels), dtype=torch.float64) - 1 / len(labels)
+    covariance_NN = relative_NN @ _solved(_information(score_NN, strengths_N), precision, relative_NN)
     return Fit(labels, strengths_N, covariance_NN, _log_likelihood(score_NN, strengths_N))
 
 
@@ -246,43 +247,64 @@ def intransitivity(wins: Tensor, ties: Tensor | None = None, *, names: Sequence[
 
 
 def _newton(score_NN: Tensor, precision: float) -> Tensor:
-    """Strengths of greatest posterior density, for scores that have them; every linked group sums to 0."""
-    games_NN = score_NN + score_NN.T
-    link_NN = torch.zeros_like(score_NN)
-    for group in groups(reachable(games_NN > 0)):
-        link_NN[torch.tensor(group)[:, None], torch.tensor(group)] = 1 / len(group)
-    size = games_NN.sum(1).max().clamp(min=1)
-    identity_NN = torch.eye(len(score_NN), dtype=torch.float64)
-    strengths_N = torch.zeros(len(score_NN), dtype=torch.float64)
+    """Strengths of greatest posterior density, for scores that have them; every linked group sums to 0.
+
+    Steps are damped by log(1 + r) / r, for r the largest change of a difference between items that met: the curvature
+    of a logistic likelihood cannot change faster than exp(r), so that each such step climbs, from any start.
+    """
+    met_NN = score_NN + score_NN.T > 0
+    mean_NN = torch.zeros_like(score_NN)
+    for group in groups(reachable(met_NN)):
+        mean_NN[torch.tensor(group)[:, None], torch.tensor(group)] = 1 / len(group)
+    strengths_N, before = torch.zeros_like(score_NN[0]), math.inf
     for _ in range(_STEPS):
-        expected_NN = games_NN * torch.sigmoid(strengths_N[:, None] - strengths_N)
-        gradient_N = (score_NN - expected_NN).sum(1) - precision * strengths_N
-        information_NN = _information(score_NN, strengths_N) + precision * identity_NN
-        step_N = torch.linalg.solve(information_NN + size * link_NN, gradient_N)
-        step_N = step_N - link_NN @ step_N
-        here = _objective(score_NN, strengths_N, precision)
-        rounding = 1e-14 * (1 + abs(here))
-        while _objective(score_NN, strengths_N + step_N, precision) < here - rounding:
-            step_N = step_N / 2
-        strengths_N = strengths_N + step_N
-        if step_N.abs().max() <= 1e-12 * (1 + strengths_N.abs().max()):
+        # what each win still asks for, as one net flow per pair: n * p - wins would cancel if p is all but 1
+        flow_NN = score_NN * torch.sigmoid(strengths_N - strengths_N[:, None])
+        gradient_N = (flow_NN - flow_NN.T).sum(1) - precision * strengths_N
+        step_N = _solved(_information(score_NN, strengths_N), precision, gradient_N[:, None])[:, 0]
+        step_N = step_N - mean_NN @ step_N
+        change = float(torch.where(met_NN, step_N[:, None] - step_N, 0).abs().max())
+        strengths_N = strengths_N + step_N * (math.log1p(change) / change if change else 1.0)
+        # near the maximum each step is about the square of the one before: one that is no shorter is rounding
+        length = float(step_N.abs().max() / (1 + strengths_N.abs().max()))
+        if before / 2 <= length <= _SMALL:
             return strengths_N
-    raise NoFiniteOptimumError("wins are so one-sided that strengths leave the range of float64: give a prior_sd")
+        before = length
+    raise NoFiniteOptimumError(
+        f"no strengths were found in {_STEPS} steps, because the weights of wins lie too far apart for float64: give a "
+        "prior_sd, or a smaller one"
+    )
 
 
 def _information(score_NN: Tensor, strengths_N: Tensor) -> Tensor:
-    """Fisher information of the comparisons about the strengths."""
+    """Fisher information of the comparisons about the difference of each two strengths."""
     p_NN = torch.sigmoid(strengths_N[:, None] - strengths_N)
-    weight_NN = (score_NN + score_NN.T) * p_NN * p_NN.T
-    return torch.diag(weight_NN.sum(1)) - weight_NN
+    return (score_NN + score_NN.T) * p_NN * p_NN.T
+
+
+def _solved(link_NN: Tensor, ground: float, right_NM: Tensor) -> Tensor:
+    """x with sum over j of link[i, j] * (x[i] - x[j]) + ground * x[i] = right[i], by taking out item after item.
+
+    What an item leaves behind are links between its neighbours, which add up: nothing cancels, where a decomposition of
+    the matrix loses light links beside heavy ones. Without a ground, 0 is the level of one item of each linked group.
+    """
+    link_NN, x_NM, ground_N = link_NN.clone(), right_NM.clone(), torch.full_like(link_NN[0], ground)
+    for k in range(len(x_NM) - 1, -1, -1):
+        to_k = link_NN[k, :k]
+        total = float(to_k.sum() + ground_N[k])
+        share_k = to_k / total if total else to_k
+        link_NN[:k, :k] += torch.outer(to_k, share_k)
+        ground_N[:k] += share_k * ground_N[k]
+        x_NM[:k] += torch.outer(share_k, x_NM[k])
+        x_NM[k] = x_NM[k] / total if total else 0
+        link_NN[k, :k] = share_k
+    for k in range(1, len(x_NM)):
+        x_NM[k] += link_NN[k, :k] @ x_NM[:k]
+    return x_NM
 
 
 def _log_likelihood(score_NN: Tensor, strengths_N: Tensor) -> float:
     return float((score_NN * logsigmoid(strengths_N[:, None] - strengths_N)).sum())
-
-
-def _objective(score_NN: Tensor, strengths_N: Tensor, precision: float) -> float:
-    return _log_likelihood(score_NN, strengths_N) - precision / 2 * float(strengths_N @ strengths_N)
 
 
 def _scores(wins: Tensor, ties: Tensor | None) -> Tensor:
@@ -292,6 +314,8 @@ def _scores(wins: Tensor, ties: Tensor | None) -> Tensor:
             continue
         if counts.ndim != 2 or counts.shape[0] != counts.shape[1] or counts.shape != wins.shape:
             raise ValueError(f"{name} have shape {tuple(counts.shape)}, expected one row and one column for each item")
+        if not len(counts):
+            raise ValueError(f"{name} have no rows, expected one row and one column for each item")
         if not (counts.isfinite().all() and (counts >= 0).all() and (counts.diagonal() == 0).all()):
             raise ValueError(f"{name} must be finite and >= 0, and 0 on the diagonal: no item is compared with itself")
     if ties is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -41,7 +41,14 @@ def torch_seed(*key: int) -> int:
     return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
-def plan_epoch(tokens: Sequence[int], config: BatchConfig, seed: int, epoch: int, least: int = 1) -> list[list[int]]:
+def plan_epoch(
+    tokens: Sequence[int],
+    config: BatchConfig,
+    seed: int,
+    epoch: int,
+    least: int = 1,
+    kinds: Sequence[Hashable] | None = None,
+) -> list[list[int]]:
     """Optimiser batches of one epoch, as indices of examples; the last one may be smaller.
 
     Args:
@@ -49,12 +56,14 @@ def plan_epoch(tokens: Sequence[int], config: BatchConfig, seed: int, epoch: int
         config: batch size.
         seed: of the run.
         epoch: counted from 0.
-        least: fewest examples of a batch; a smaller one joins the one before it.
+        least: fewest examples of a batch that differ in kind; one of fewer joins its neighbour.
+        kinds: of each example; none: all differ.
     """
     order = [int(i) for i in random_stream(seed, ORDER, epoch).permutation(len(tokens))]
+    found: Sequence[Hashable] = range(len(tokens)) if kinds is None else kinds
     batches: list[list[int]] = []
     for batch in group(order, tokens, config.size, config.tokens):
-        if batches and min(len(batch), len(batches[-1])) < least:
+        if batches and min(len({found[i] for i in each}) for each in (batch, batches[-1])) < least:
             batches[-1] += batch
         else:
             batches.append(batch)

@@ -7,8 +7,8 @@ Per pair, in nats unless said otherwise, log-probs of whole responses:
     preference_accuracy   1 where delta > 0 (where the margin > 0, for a reward head); ties (|delta| < 1e-5) count one
                     half, so that training starts at 0.5
     policy_accuracy       the same for the policy's own log-probs, without a reference
-Means are over examples; log-probs per token are over tokens. What an objective tells of itself (KTO's z0, beta-DPO's
-beta) is logged under its own name.
+Means are over examples; log-probs per token are over tokens. What an objective tells of itself (a baseline, a
+temperature of the batch) is logged under the name that it gives.
 
 In unpaired data, chosen are the responses judged good and rejected those judged bad: delta and margin are differences
 of means, and accuracies are over all couples of a good and a bad response, whatever their prompts (the area under the

@@ -206,10 +206,13 @@ class Trainer:
         costs = [self._cost(example) for example in self.examples.train]
         config, batches, epoch = self.config, list[list[int]](), 0
         least = max(term.objective.least_examples for term in self.terms)
-        first = len(plan_epoch(costs, config.batch, config.seed, 0, least))
+        # responses of other prompts tell something where there are other prompts
+        baselines = any(term.objective.baselines for term in self.terms)
+        kinds = [example.prompt.tobytes() for example in self.examples.train] if baselines else None
+        first = len(plan_epoch(costs, config.batch, config.seed, 0, least, kinds))
         wanted = config.train.max_steps or max(1, round(config.train.epochs * first))
         while len(batches) < wanted:
-            batches += plan_epoch(costs, config.batch, config.seed, epoch, least)
+            batches += plan_epoch(costs, config.batch, config.seed, epoch, least, kinds)
             epoch += 1
         return batches[:wanted], first
 
