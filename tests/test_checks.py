@@ -66,3 +66,9 @@ def test_seeds_beyond_torchs_are_refused_on_the_command_line() -> None:
         result = CliRunner().invoke(app, words)
         assert result.exit_code == 2
         assert "less than or equal to" in result.output
+
+
+def test_what_an_objective_has_to_say_is_said(tmp_path: Path) -> None:
+    objective = {"name": "psi_po", "psi": "square", "modifiers": {"average": "mean"}}
+    run = preftune.train("sandbox", pairs(16), objective, output=tmp_path / "run", **QUICK)
+    assert any("antisymmetrised" in message for message in run.summary["messages"])

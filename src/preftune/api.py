@@ -133,6 +133,7 @@ def run(
     examples = _render(records, loaded, config)
     check_sizes(terms, examples)
     examples.messages.extend(without_effect(config, bool(examples.held_out)))
+    examples.messages.extend(note for term in terms for note in term.objective.notes())
     if any(term.objective.baselines for term in terms):
         sides = [with_baselines(side, examples.train, config.seed) for side in (examples.train, examples.held_out)]
         examples = replace(examples, train=sides[0], held_out=sides[1])

@@ -93,6 +93,39 @@ def test_with_one_pair_it_is_dpo(chosen, rejected, beta):
     np.testing.assert_allclose(ours[1], theirs[1], rtol=1e-9)
 
 
+@settings(max_examples=30, deadline=None)
+@given(
+    rows=st.lists(st.tuples(numbers, numbers), min_size=1, max_size=6),
+    e=st.sampled_from([0.1, 0.25, 0.45]),
+    beta=st.floats(0.01, 1),
+)
+def test_label_smoothing_mixes_the_loss_of_each_quantile_with_its_mirror_image(rows, e, beta):
+    ours, theirs = np.array(rows).T
+    zeros = np.zeros(len(rows))
+    ratios, reference = (np.stack([each, zeros], axis=1).ravel() for each in (ours - theirs, theirs))
+    (right, up), (wrong, down) = (softplus(sign * beta * (np.sort(ours) - np.sort(theirs))) for sign in (1, -1))
+    loss, slope = (1 - e) * right + e * wrong, beta * ((1 - e) * up - e * down)
+    _, losses, slopes = run(AOT(beta=beta, label_smoothing=e), paired(len(rows)), ratios, reference=reference)
+    assert losses.mean() == pytest.approx(loss.mean(), rel=1e-6)
+    if len({*ours}) == len(ours):
+        order = np.argsort(ours)
+        np.testing.assert_allclose(losses[order], loss, rtol=1e-6, atol=1e-12)
+        np.testing.assert_allclose(slopes[0::2][order], slope, rtol=1e-6, atol=1e-9)
+        np.testing.assert_allclose(slopes[1::2][order], -slope, rtol=1e-6, atol=1e-9)
+
+
+def test_label_smoothing_is_another_loss_than_doubt():
+    """Margins 1 and 3 against 0 and 0. Doubted by a quarter, they are -3, -1, 1, 3 with weights 1, 1, 3, 3, against 0
+    throughout; smoothed, each quantile's loss is mixed, which for a constant reference is the same. Against -2 and 2
+    it is not: the opposites stand elsewhere among the sorted."""
+    for theirs, alike in (([0.0, 0.0, 0.0, 0.0], True), ([-2.0, 0.0, 2.0, 0.0], False)):
+        ratios = np.array([1.0, 0.0, 3.0, 0.0]) - theirs
+        smooth = run(AOT(beta=1, label_smoothing=0.25), paired(2), ratios, reference=theirs)[1].mean()
+        doubted = run(AOT(beta=1), paired(2, None, [0.75, 0.75]), ratios, reference=theirs)[1].mean()
+        assert (abs(smooth - doubted) < 1e-9) == alike
+        assert alike or abs(smooth - doubted) > 0.1
+
+
 def test_whose_margin_it_is_does_not_matter():
     """DPO sees one pair that wins by 4 nats more and one by 4 less; AOT sees the same distribution as before."""
     swapped = [4, 0, -4, 0]
@@ -132,6 +165,22 @@ def test_equal_numbers_are_matched_one_by_one(good, bad):
     np.testing.assert_allclose(by_rank, [loss, loss], rtol=1e-6)  # half of its share of 1/3, times 6 examples
     np.testing.assert_allclose(slopes[:3][np.argsort(good)], 0.5 * slope * 2, rtol=1e-6)
     np.testing.assert_allclose(slopes[3:][np.argsort(bad)], -0.5 * slope * 2, rtol=1e-6)
+
+
+@pytest.mark.parametrize("e", [0.1, 0.4])
+def test_label_smoothing_mixes_good_ahead_of_bad_with_bad_ahead_of_good(e):
+    good, bad = np.array([3.0, -1.0, 0.5]), np.array([2.0, 0.25, -4.0])
+    (right, up), (wrong, down) = (softplus(sign * 0.5 * (np.sort(good) - np.sort(bad))) for sign in (1, -1))
+    loss, slope = (1 - e) * right + e * wrong, 0.5 * ((1 - e) * up - e * down)
+    _, losses, slopes = run(AOTUnpaired(beta=0.5, label_smoothing=e), labelled([1, 1, 1, 0, 0, 0]), [*good, *bad])
+    np.testing.assert_allclose(losses[:3][np.argsort(good)], loss, rtol=1e-6)
+    np.testing.assert_allclose(losses[3:][np.argsort(bad)], loss, rtol=1e-6)
+    np.testing.assert_allclose(slopes[:3][np.argsort(good)], slope * 2, rtol=1e-6)
+    np.testing.assert_allclose(slopes[3:][np.argsort(bad)], -slope * 2, rtol=1e-6)
+    # doubt moves responses to the other sample, which is another loss
+    ratios = np.stack([good, bad], axis=1).ravel()
+    _, doubted, _ = run(AOTUnpaired(beta=0.5), paired(3, None, [1 - e] * 3), ratios)
+    assert abs(doubted.mean() - losses.mean()) > 0.01
 
 
 def test_two_against_three_by_hand():
@@ -177,3 +226,16 @@ def test_couplings_rise_and_keep_every_weight(one, two):
 def test_beta_is_positive(name, beta):
     with pytest.raises(PreftuneError, match=f"objective {name} is refused: beta must be finite and > 0, got {beta}"):
         registry.build(name, beta=beta)
+
+
+@pytest.mark.parametrize("name", ["aot", "aot_unpaired"])
+@pytest.mark.parametrize("e", [-0.1, 0.5, float("nan")])
+def test_label_smoothing_is_a_field_and_less_than_a_half(name, e):
+    with pytest.raises(
+        PreftuneError, match=rf"objective {name} is refused: label_smoothing must be in \[0, 0.5\), got"
+    ):
+        registry.build(name, label_smoothing=e)
+    with pytest.raises(
+        PreftuneError, match=r"modifiers.label_smoothing is refused: AOT\w* has its own label_smoothing"
+    ):
+        registry.build(name, modifiers={"label_smoothing": 0.1})

@@ -35,6 +35,7 @@ VALUES = {
     ("psi_po", "psi"): ("identity", "root", "arcsine"),
     ("beta_dpo", "filter_share"): (0.0, 0.25, 0.5, 0.75),
     ("beta_dpo", "beta_min"): (0.5, 1.0, 2.0),
+    ("beta_dpo", "spread_min"): (1e-3, 10.0),
 }
 # shares of what an objective says it is finite up to
 share = st.floats(-1, 0)
@@ -113,10 +114,10 @@ def leaves_of(logps):
 
 
 def evaluate(objective, batch, log_probs):
-    """Everything that a hyperparameter may change, as one tensor: in two steps, for ordinary responses and for certain
-    ones, at which clamps bite."""
+    """Everything that a hyperparameter may change, as one tensor: in a few steps, as what a draw decides need not show
+    in the first one, for ordinary responses and once for certain ones, at which clamps bite."""
     values, state = [], objective.init()
-    for scale in (1, 0):
+    for scale in (1, 0, 1, 1):
         policy, reference = (log_probs(objective, batch, seed, scale) for seed in (2, 1))
         outcome = objective(policy, reference, batch, state)
         state = outcome.state

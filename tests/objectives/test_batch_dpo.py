@@ -2,21 +2,29 @@
 
 import itertools
 from collections import Counter
+from dataclasses import replace
 
+import miniatures
 import mpmath
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from objectives.plain import paired, run, softplus
 from torch import tensor
 
+from preftune.data.packing import pad
 from preftune.errors import PreftuneError
 from preftune.objectives import registry
+from preftune.objectives.batch import LogProbs
 from preftune.objectives.beta_dpo import BetaDPO
 from preftune.objectives.dpo import DPO
 from preftune.objectives.dr_dpo import DrDPO
+from preftune.policy.policy import PolicyModule, logps
+from preftune.policy.reference import StoredReference, example_key
+from preftune.training.step import Micro, Step
 
 numbers = st.floats(-20, 20)
 weighted_gaps = st.lists(st.tuples(numbers, st.sampled_from([1.0, 2.0, 0.5])), min_size=2, max_size=6)
@@ -43,7 +51,7 @@ def ratios_of(gaps):
     decay=st.sampled_from([0.9, 0.5, 0]),
 )
 def test_value_gradient_and_state_are_those_of_the_formula(steps, beta, alpha, decay):
-    objective = BetaDPO(beta, alpha, filter_share=0.4, decay=decay, keep="likeliest")
+    objective = BetaDPO(beta, alpha, filter_share=0.4, decay=decay, spread_min=1e-7, keep="likeliest")
     state, mean, sd = objective.init(), 0.0, 0.0
     for number, rows in enumerate(steps):
         gap, weight = np.array(rows).T
@@ -81,16 +89,21 @@ def without_replacement(weights, count):
     return chances
 
 
-def test_pairs_are_drawn_without_replacement_with_the_weights_of_the_paper():
+@pytest.mark.parametrize(
+    ("rows", "spread_min"),
+    [(tensor([0, 1, 2, 3]), 1e-3), (tensor([7, 100, -1, -1]), 10.0)],  # rows of -1 are not known
+)
+def test_pairs_are_drawn_without_replacement_with_the_weights_of_the_paper(rows, spread_min):
     """Frequencies over 4000 steps, as the step is what a draw depends on beside the batch."""
     gap = np.array([0.0, 1.0, 2.5, -3.0])
-    objective = BetaDPO(filter_share=0.5, decay=0.0)
-    weights = np.exp(-(((gap - gap.mean()) / gap.std(ddof=1)) ** 2) / 2)
-    seen, steps = Counter(), 4000
-    gaps, ones = tensor(gap), torch.ones(4)
+    objective, spread = BetaDPO(filter_share=0.5, decay=0.0, spread_min=spread_min), max(gap.std(ddof=1), spread_min)
+    weights = np.exp(-(((gap - gap.mean()) / spread) ** 2) / 2)
+    seen, steps, batch = Counter(), 4000, replace(paired(4), row_E=rows)
     for step in range(steps):
-        after = objective._after(gaps, ones, {**objective.init(), "step": tensor(step)})
-        seen[frozenset(torch.nonzero(objective._kept_E(gaps, ones, after)).flatten().tolist())] += 1
+        state = {**objective.init(), "step": tensor(step)}
+        ratios = LogProbs(tensor(ratios_of(gap)))
+        kept = objective(ratios, LogProbs(torch.zeros(8)), batch, state).extras["kept"]
+        seen[frozenset(torch.nonzero(kept).flatten().tolist())] += 1
     expected = without_replacement(weights, 2)
     assert sum(expected.values()) == pytest.approx(1)
     statistic = sum((seen[kept] - steps * p) ** 2 / (steps * p) for kept, p in expected.items())
@@ -99,18 +112,67 @@ def test_pairs_are_drawn_without_replacement_with_the_weights_of_the_paper():
 
 def test_a_draw_depends_on_the_step_and_neither_on_chance_nor_on_the_order():
     objective, gaps = BetaDPO(filter_share=0.5), np.array([0.3, -1.0, 2.0, 0.9, 1.1, -0.2])
-    order = np.array([4, 2, 0, 5, 1, 3])
+    order, rows = np.array([4, 2, 0, 5, 1, 3]), np.array([3, 17, 4, 0, 250, 1])
 
-    def kept(gaps, step):
+    def kept(gaps, rows, step):
         torch.manual_seed(step)  # of no matter
         state = {**objective.init(), "step": tensor(step), "sd": tensor(1.0)}
-        return run(objective, paired(len(gaps)), ratios_of(gaps), state)[0].extras["kept"].numpy()
+        batch = replace(paired(len(gaps)), row_E=tensor(rows))
+        return run(objective, batch, ratios_of(gaps), state)[0].extras["kept"].numpy()
 
-    drawn = [kept(gaps, step) for step in range(8)]
+    drawn = [kept(gaps, rows, step) for step in range(8)]
     assert len({tuple(each) for each in drawn}) > 3
     for step, each in enumerate(drawn):
-        np.testing.assert_array_equal(kept(gaps, step), each)
-        np.testing.assert_array_equal(kept(gaps[order], step), each[order])
+        np.testing.assert_array_equal(kept(gaps, rows, step), each)
+        np.testing.assert_array_equal(kept(gaps[order], rows[order], step), each[order])
+
+
+@pytest.mark.parametrize("keep", ["drawn", "likeliest"])
+@pytest.mark.parametrize("decay", [0.9, 0.0])
+def test_rounding_does_not_say_which_pairs_stand_out(keep, decay):
+    """Policy and reference agree up to 1e-6 nats, as training starts: the same pairs are kept in any order."""
+    objective = BetaDPO(filter_share=0.5, decay=decay, keep=keep)
+    found = set()
+    for seed in range(8):
+        generator = np.random.default_rng(seed)
+        rows, noise = generator.permutation(16), 1e-6 * generator.standard_normal(32)
+        kept = run(objective, replace(paired(16), row_E=tensor(rows)), noise)[0].extras["kept"].numpy()
+        found.add(frozenset(rows[kept == 1].tolist()))
+    assert len(found) == 1
+    assert len(*found) == 8
+
+
+@pytest.mark.parametrize("keep", ["drawn", "likeliest"])
+def test_cutting_the_first_batch_keeps_the_same_pairs(keep):
+    """A stored reference that is the policy up to 1e-6 nats, and padded rows, which round by how long others are."""
+    sizes = np.random.default_rng(0).integers(1, 12, (16, 3))
+    examples = [miniatures.pair(*map(int, size), row) for row, size in zip(range(40, 56), sizes, strict=True)]
+    policy = PolicyModule(miniatures.build("llama"), "padded")
+    term = registry.terms({"name": "beta_dpo", "filter_share": 0.5, "keep": keep})
+    found = []
+    for seed, cut in enumerate((1, 3, 16)):
+        noise = torch.Generator().manual_seed(seed)
+        stored = {}
+        for example in examples:
+            with torch.no_grad():
+                logps_K = logps(policy, pad([example])).logps_K
+            stored[example_key(example)] = (logps_K + 1e-6 * torch.randn(len(logps_K), generator=noise)).numpy()
+        step = Step(policy, StoredReference(stored), term, Accelerator(cpu=True), seed=0)
+        cuts = [examples[at : at + cut] for at in range(0, 16, cut)]
+        micros = [Micro(each, pad(each)) for each in cuts]
+        optimizer = torch.optim.SGD(policy.parameters(), lr=0.0)
+        scored = step.train(micros, (term[0].objective.init(),), optimizer, 0, None)
+        found.append(torch.cat([piece["objective.kept"] for piece in scored.columns]))
+        assert found[-1].sum() == 8
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+
+
+def test_the_number_of_pairs_left_out_is_rounded_as_decimals_are():
+    """30 * (1 - 0.9) is a little less than 3 in binary, and 3 pairs are kept."""
+    assert 30 * (1 - 0.9) < 3
+    outcome, _, _ = run(BetaDPO(filter_share=0.9), paired(30), ratios_of(np.linspace(-1, 2, 30)))
+    assert outcome.extras["kept"].sum() == 3
 
 
 def test_pairs_that_are_alike_are_kept_alike_at_the_start_of_training():
@@ -202,6 +264,7 @@ def test_dr_dpo_of_one_pair_is_dpo(gap, beta, beta_prime):
         ("beta_dpo", {"filter_share": -0.1}, "is refused: filter_share must be in [0, 1), got -0.1"),
         ("beta_dpo", {"decay": 1}, "is refused: decay must be in [0, 1), got 1"),
         ("beta_dpo", {"beta_min": 0}, "is refused: beta_min must be finite and > 0, got 0"),
+        ("beta_dpo", {"spread_min": 0}, "is refused: spread_min must be finite and > 0, got 0"),
         ("beta_dpo", {"keep": "all"}, ": keep is the text 'all', expected 'drawn' or 'likeliest'"),
         ("beta_dpo", {"modifiers": {"label_smoothing": 0.1}}, ": modifiers.label_smoothing is refused: BetaDPO takes"),
         ("dr_dpo", {"beta": -1}, "is refused: beta must be finite and > 0, got -1"),

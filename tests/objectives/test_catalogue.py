@@ -143,6 +143,36 @@ def test_bases_constants_and_other_modules_are_followed(folder):
     assert entry.source == "Somebody, Another and Third 2024, arXiv 2401.00001"
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_the_source_is_a_citation_with_its_own_number(name):
+    """Nothing but a title in quotes lies between the authors and the number that the table sets beside them."""
+    entry = catalogue.entry(name)
+    text = entry.sections["Source"]
+    authors, _, number = entry.source.partition(", arXiv ")
+    begin = text.index(authors)
+    if number:
+        between = text[begin + len(authors) : text.index(number, begin)]
+        assert re.fullmatch(r', "[^"]+", arXiv ', between), between
+    else:
+        assert not text[begin + len(authors) :].startswith(", arXiv")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Bradley and Terry 1952; as a loss, Christiano et al. 2017, arXiv 1706.03741", "Bradley and Terry 1952"),
+        ('Older 1999, "A title", and Newer et al. 2020, arXiv 2001.00001', "Older 1999"),
+        ("ours, after Newer et al. 2020 (arXiv 2001.00001)", "Newer et al. 2020, arXiv 2001.00001"),
+        ('Newer 2020, "A title: of 1999", arXiv 2001.00001, and Other 2021', "Newer 2020, arXiv 2001.00001"),
+        ("arXiv 2001.00001, without authors", "arXiv 2001.00001"),
+        ("a remark. And more", "a remark"),
+    ],
+)
+def test_a_number_is_never_another_papers(text, expected):
+    entry = catalogue.entry("dpo")
+    assert dataclasses.replace(entry, sections={**entry.sections, "Source": text}).source == expected
+
+
 def test_what_cannot_be_read_without_importing_is_named(folder):
     (folder / "own.py").write_text(OWN.replace("= TENTH", "= max(TENTH, 0.2)"))
     with pytest.raises(RuntimeError, match=r"max\(TENTH, 0\.2\) cannot be read without importing"):

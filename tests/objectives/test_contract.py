@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 
 import pytest
 import torch
@@ -9,6 +10,8 @@ import torch
 from preftune.errors import PreftuneError
 from preftune.objectives import registry
 from preftune.objectives.batch import LogProbs, pair_indices
+
+SIDES = ("chosen", "rejected")
 
 
 def test_on_pairs_names_what_is_missing_or_of_another_shape():
@@ -18,6 +21,51 @@ def test_on_pairs_names_what_is_missing_or_of_another_shape():
     message = r"reference_rejected_logps has shape \(3,\), expected \(2,\) as policy_chosen_logps"
     with pytest.raises(ValueError, match=message):
         registry.build("dpo").on_pairs(two, two, two, torch.zeros(3))
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        (
+            {"policy_chosen_logps": torch.tensor([-5, -6])},
+            "policy_chosen_logps is of type torch.int64, expected a tensor",
+        ),
+        ({"reference_chosen_logps": torch.tensor([-5, -6])}, "reference_chosen_logps is of type torch.int64, expected"),
+        (
+            {"policy_rejected_logps": [-5.0, -6.0]},
+            "policy_rejected_logps is of type list, expected a tensor of floating",
+        ),
+        ({"policy_chosen_logps": -5.0}, "policy_chosen_logps is of type float, expected a tensor of floating point"),
+        ({"chosen_lengths": [3, 4]}, "chosen_lengths is of type list, expected a tensor"),
+        (
+            {"confidence": torch.tensor([1, 0])},
+            "confidence is of type torch.int64, expected a tensor of floating point",
+        ),
+        ({"confidence": torch.tensor([1.0, 1.5])}, "confidence must be in [0, 1], got 1.5: it is the probability that"),
+        ({"confidence": torch.tensor([-0.25, 1.0])}, "confidence must be in [0, 1], got -0.25: it is the probability"),
+        (
+            {"confidence": torch.tensor([1.0, torch.nan])},
+            "confidence must be in [0, 1], got nan: it is the probability",
+        ),
+        (
+            {f"{model}_{side}_logps": torch.zeros(0) for model in ("policy", "reference") for side in SIDES},
+            "policy_chosen_logps is empty: give one pair or more",
+        ),
+    ],
+)
+@pytest.mark.parametrize("name", ["dpo", "ipo", "beta_dpo", "aot"])
+def test_on_pairs_refuses_what_it_cannot_take_in_one_sentence(name, columns, message):
+    two = {f"{model}_{side}_logps": -torch.ones(2) for model in ("policy", "reference") for side in SIDES}
+    with pytest.raises(ValueError, match="^" + re.escape(message)) as raised:
+        registry.build(name).on_pairs(**{**two, **columns})
+    assert "\n" not in str(raised.value)
+
+
+def test_on_pairs_takes_lengths_as_whole_numbers_and_the_ends_of_confidence():
+    two = [-torch.ones(2)] * 4
+    objective, lengths, p = registry.build("ipo", average="mean"), torch.tensor([3, 4]), torch.tensor([0.0, 1.0])
+    whole, real = (objective.on_pairs(*two, each, each, confidence=p).loss for each in (lengths, lengths.float()))
+    assert whole == real
 
 
 def test_pairs_are_found_by_role_in_any_order_and_others_are_refused(batch):

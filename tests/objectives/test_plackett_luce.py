@@ -311,7 +311,10 @@ def test_tails_of_rankings_are_what_lies_beyond_the_shortest_response():
         ({"top": 0}, "is refused: top must be >= 1, got 0: it is how many places count; leave it out to count all"),
         ({"top": 1.5}, ": top is the number 1.5, expected an integer"),
         ({"modifiers": {"wpo": True}}, ": modifiers.wpo is refused: it is about pairs, and PlackettLuce learns from"),
-        ({"modifiers": {"confidence": "weight"}}, ": modifiers.confidence is refused: it is about pairs, and Plackett"),
+        (
+            {"modifiers": {"confidence": "weight"}},
+            ": modifiers.confidence is refused: it is about pairs and labels, and Plackett",
+        ),
     ],
 )
 def test_refusals_are_one_sentence(given, message):

@@ -14,6 +14,7 @@ from preftune.objectives import registry
 from preftune.objectives.dpo import DPO
 from preftune.objectives.ipo import IPO
 from preftune.objectives.psi_po import NAMED, PsiPO
+from preftune.theory import tabular
 
 ZERO = torch.zeros(1, dtype=torch.float64)
 # Psi by its mathematics, and whether Psi(q) + Psi(1 - q) is constant
@@ -181,11 +182,62 @@ def test_any_increasing_function_is_a_psi():
     assert PsiPO(psi=lambda q: 2 * q - 1, tau=0.5).exact
 
 
+def test_functions_of_a_single_number_are_psis_too():
+    c = tensor([[1.0, 0.8], [0.5, 0.3]], dtype=torch.float64)
+    for given_psi, named in (("math:sqrt", "root"), (math.sqrt, "root"), (lambda q: math.log(q), "log")):
+        ours, theirs = (PsiPO(psi=psi, tau=0.5, p=0.9) for psi in (given_psi, named))
+        torch.testing.assert_close(ours.target(c), theirs.target(c), rtol=1e-12, atol=1e-12)
+        assert at(ours, ZERO, 0.7) == pytest.approx(at(theirs, ZERO, 0.7).item(), rel=1e-12)
+    steps = PsiPO(psi=lambda q: q if q < 0.5 else 2 * q - 0.5, tau=0.5)
+    assert steps.target(c).flatten().tolist() == pytest.approx([1.5, 0.9, 0.0, -0.6])
+    (term,) = registry.terms(PsiPO(psi=math.sqrt))
+    assert registry.spec_of([term])["psi"] == "math:sqrt"
+
+
+@pytest.mark.parametrize("confidence", [1.0, 0.0])
+def test_a_function_of_a_single_number_without_a_value_there_asks_for_a_clamp(confidence):
+    def odds(q):
+        return q / (1 - q)
+
+    for psi in (math.log, math.atanh, lambda q: math.log(q) if q < 0.5 else odds(q)):
+        with pytest.raises(
+            PreftuneError, match=r"has no finite target for a preference probability of [01]: set clamp"
+        ):
+            at(PsiPO(psi=psi), ZERO, confidence)
+        assert at(PsiPO(psi=psi, clamp=0.01), ZERO, confidence).isfinite()
+
+
+def test_a_psi_that_fails_on_the_datas_probabilities_is_one_sentence():
+    def fails_at_the_end(q):
+        if isinstance(q, torch.Tensor) and len(q) == 1:
+            raise RuntimeError("x\ny")
+        return q
+
+    with pytest.raises(PreftuneError) as raised:
+        at(PsiPO(psi=fails_at_the_end), ZERO)
+    name = "test_a_psi_that_fails_on_the_datas_probabilities_is_one_sentence.<locals>.fails_at_the_end"
+    assert str(raised.value) == f"psi {name} failed on probabilities of pairs: RuntimeError: x y"
+
+
+@pytest.mark.parametrize("psi", list(NAMED))
+def test_notes_say_so_where_another_psi_is_optimised(psi):
+    notes = PsiPO(psi=psi).notes()
+    assert len(notes) == (0 if DEFINITIONS[psi][1] else 1)
+    assert DPO().notes() == []
+    for note in notes:
+        assert note.startswith(f"psi {psi} is trained as its antisymmetrised form, (Psi(q) - Psi(1 - q)) / 2")
+        assert "preftune.theory.tabular.psi_po_gap" in note
+        assert hasattr(tabular, "psi_po_gap")
+        assert "\n" not in note
+
+
 @pytest.fixture
 def users(tmp_path, monkeypatch):
     (tmp_path / "my_psis.py").write_text(
         "import torch\ndef cube(q):\n    return q ** 3\ndef falls(q):\n    return -q\nnumber = 3\n"
         "def scalar(q):\n    return 1.0\ndef fails(q):\n    raise KeyError('x')\n"
+        "def text(q):\n    return 'high'\n"
+        "def late(q):\n    return -1 / max(0, 0.9 - float(q))\n"
     )
     (tmp_path / "bad_psis.py").write_text("1 / 0")
     monkeypatch.chdir(tmp_path)
@@ -222,8 +274,18 @@ def test_a_users_psi_is_named_in_the_config_and_read_back(users):
         ({"psi": "bad_psis:cube"}, "is refused: psi bad_psis:cube cannot be imported: ZeroDivisionError: "),
         ({"psi": "my_psis:number"}, "is refused: psi my_psis:number is of type int, expected a function"),
         ({"psi": "my_psis:falls"}, "is refused: psi my_psis:falls must increase"),
-        ({"psi": "my_psis:scalar"}, "is refused: psi my_psis:scalar must give a finite value for each probability"),
-        ({"psi": "my_psis:fails"}, "is refused: psi my_psis:fails failed on a tensor of probabilities: KeyError: 'x'"),
+        ({"psi": "my_psis:scalar"}, "is refused: psi my_psis:scalar must increase"),
+        ({"psi": "my_psis:late"}, "is refused: psi my_psis:late must give a finite number for each probability inside"),
+        (
+            {"psi": "my_psis:fails"},
+            "is refused: psi my_psis:fails failed on a tensor of probabilities (KeyError: 'x') and on a probability by "
+            "itself (KeyError: 'x')",
+        ),
+        (
+            {"psi": "my_psis:text"},
+            "is refused: psi my_psis:text failed on a tensor of probabilities (it gave no tensor of the same shape) "
+            "and on a probability by itself (ValueError: could not convert string to float: 'high')",
+        ),
         ({"psi": 3}, ": psi is the number 3, expected text"),
         (
             {"modifiers": {"label_smoothing": 0.1}},

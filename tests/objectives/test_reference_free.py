@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import tensor
 
+from preftune.data.packing import pack
 from preftune.errors import PreftuneError
 from preftune.objectives import registry
 from preftune.objectives.batch import LogProbs
@@ -187,6 +188,49 @@ def test_cpo_with_the_authors_weighting_is_a_mix_with_sft(batch, spread, draw):
     assert total.item() == pytest.approx(compared - 0.7 * likelihood / tokens, rel=1e-6)
 
 
+@pytest.mark.parametrize("lam", [0.1, 1.0])
+def test_orpo_without_its_likelihood_is_the_log_share_of_odds(lam):
+    a, b, n, m = tensor([-6.0, -3.0]), tensor([-2.0, -9.0]), tensor([3, 2]), tensor([4, 4])
+    found = ORPO(lam=lam, likelihood="none").on_pairs(a, b, None, None, n, m)
+    for e, (p, q) in enumerate([(math.exp(-2), math.exp(-0.5)), (math.exp(-1.5), math.exp(-2.25))]):
+        odds, other = p / (1 - p), q / (1 - q)
+        assert found.loss_E[e].item() == pytest.approx(-lam * math.log(odds / (odds + other)), rel=1e-6)
+    whole = ORPO(lam=lam).on_pairs(a, b, None, None, n, m)
+    torch.testing.assert_close(whole.loss_E - found.loss_E, tensor([2.0, 1.5]))
+    assert torch.equal(whole.margin_E, found.margin_E)
+
+
+@pytest.mark.parametrize("cuts", [[4], [1, 3], [1, 1, 1, 1]])
+def test_orpo_with_the_authors_weighting_is_a_mix_with_sft(make_pairs, spread, draw, cuts):
+    """Their loss on all pairs at once: cross-entropy over every chosen token, and the mean of the odds ratios; here
+    reduced as the training step does, over micro-batches of any cut."""
+    lengths, lam = [(2, 5), (7, 3), (4, 4), (1, 6)], 0.3
+    drawn = draw(pack(make_pairs(lengths)), 1)
+    chosen, rejected = drawn[0::2], drawn[1::2]
+    leaves = [tokens.requires_grad_() for tokens in (*chosen, *rejected)]
+    nll = -torch.cat(chosen).sum() / sum(n for n, _ in lengths)
+    mean_w, mean_l = (torch.stack([tokens.mean() for tokens in side]) for side in (chosen, rejected))
+    log_odds = (mean_w - mean_l) - (torch.log1p(-mean_w.exp()) - torch.log1p(-mean_l.exp()))
+    theirs = nll - lam * torch.log(torch.sigmoid(log_odds)).mean()
+
+    terms = registry.terms([{"name": "orpo", "lam": lam, "likelihood": "none"}, {"name": "sft"}])
+    begin, micros = 0, []
+    for count in cuts:
+        batch = pack(make_pairs(lengths[begin : begin + count]))
+        tokens = [side[e] for e in range(begin, begin + count) for side in (chosen, rejected)]
+        micros.append((batch, spread(batch, tokens)))
+        begin += count
+    ours = torch.zeros((), dtype=torch.float64)
+    for term in terms:
+        total = sum(term.objective.weight_E(batch).sum() for batch, _ in micros)
+        for batch, policy in micros:
+            loss_E = term.objective(policy, None, batch, {}).loss_E
+            ours = ours + term.weight * (loss_E * term.objective.weight_E(batch)).sum() / total
+    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=0)
+    for mine, other in zip(torch.autograd.grad(ours, leaves), torch.autograd.grad(theirs, leaves), strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-6, atol=1e-9)
+
+
 def test_slic_pulls_no_longer_on_a_pair_that_keeps_its_margin():
     chosen = tensor([-4.0, -4.0], requires_grad=True)
     loss = SLiC(delta=1.0, lam=0.0).on_pairs(chosen, tensor([-6.0, -4.5])).loss_E.sum()
@@ -222,6 +266,11 @@ def test_no_reference_is_needed_or_read(name, batch, spread, draw):
     assert all(torch.equal(outcome.rewards_R, outcomes[0].rewards_R) for outcome in outcomes)
 
 
+def test_orpo_made_by_hand_knows_its_likelihoods():
+    with pytest.raises(ValueError, match='likelihood must be "response" or "none", got \'tokens\''):
+        ORPO(likelihood="tokens")
+
+
 @pytest.mark.parametrize(
     ("name", "fields", "message"),
     [
@@ -230,6 +279,8 @@ def test_no_reference_is_needed_or_read(name, batch, spread, draw):
         ("simpo", {"gamma_beta_ratio": 0.5}, "objective simpo has no field gamma_beta_ratio; known: beta, gamma"),
         ("orpo", {"lam": -1}, "objective orpo is refused: lam must be finite and >= 0, got -1"),
         ("orpo", {"clamp": math.inf}, "objective orpo is refused: clamp must be finite and >= 0, got inf"),
+        ("orpo", {"likelihood": "tokens"}, "objective orpo: likelihood is the text 'tokens', expected 'response'"),
+        ("orpo", {"likelihood": "none", "lam": 0}, "objective orpo is refused: with likelihood none and lam 0 nothing"),
         ("cpo", {"beta": -1}, "objective cpo is refused: beta must be finite and > 0, got -1"),
         ("cpo", {"alpha": -1}, "objective cpo is refused: alpha must be finite and >= 0, got -1"),
         ("slic", {"delta": -1}, "objective slic is refused: delta must be finite and >= 0, got -1"),

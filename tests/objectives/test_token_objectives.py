@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import tensor
 
+from preftune.data.examples import Response
 from preftune.data.packing import pack, pad
 from preftune.errors import PreftuneError
 from preftune.objectives import registry
-from preftune.objectives.batch import LogProbs, PlainBatch, swapped
+from preftune.objectives.batch import LogProbs, PlainBatch, Role, swapped
 
 VOCABULARY = 7
 CONFIDENCE = np.array([1.0, 0.75, 0.5, 0.25])
@@ -157,6 +158,31 @@ def test_ld_dpo_is_dpo_at_alpha_1_or_equal_lengths_and_blind_to_tails_at_alpha_0
         level = Drawn(pack(make_pairs([(3, 3), (1, 1), (4, 4)])))
         assert torch.equal(level.run(half).loss_E, level.run(dpo).loss_E)
     assert [*gradients(drawn, registry.build("ld_dpo", alpha=0.0))[1][2:]] == [0.0, 0.0, 0.0]  # 5 tokens beside 2
+
+
+@pytest.mark.parametrize("form", [pack, pad])
+@pytest.mark.parametrize("fields", [{"alpha": 0.25}, {"alpha": 0.25, "of": "policy"}, None])
+def test_a_response_of_another_prompt_does_not_shorten_the_tail(fields, form, make_pairs):
+    """Beside KTO on pairs, every example carries one: it may be shorter than both responses, or longer."""
+    modified = registry.build("dpo", modifiers={"tail_alpha": 0.25})
+    objective = modified if fields is None else registry.build("ld_dpo", **fields)
+    assert {term.objective.baselines for term in registry.terms([objective, "kto"])} == {False, True}
+    plain = make_pairs([(4, 7), (6, 3), (5, 5)])
+    baselines = [Response(np.arange(1, length + 1, dtype=np.int32), Role.BASELINE) for length in (1, 2, 9)]
+    beside = [
+        dataclasses.replace(example, responses=(*example.responses, baseline))
+        for example, baseline in zip(plain, baselines, strict=True)
+    ]
+    more = Drawn(form(beside))
+    own_K = more.batch.role_R[more.batch.response_K] != Role.BASELINE
+    policy, reference = (LogProbs(each.logps_K[own_K]) for each in (more.policy, more.reference))
+    expected = objective(policy, reference, form(plain), {})
+    found = more.run(objective)
+    torch.testing.assert_close(found.loss_E, expected.loss_E, rtol=1e-12, atol=0)
+    own_R = more.batch.role_R != Role.BASELINE
+    torch.testing.assert_close(found.rewards_R[own_R], expected.rewards_R, rtol=1e-12, atol=1e-15)
+    whole = registry.build("dpo")(policy, reference, form(plain), {}).loss_E
+    assert ((whole - expected.loss_E).abs() > 1e-6).tolist() == [True, True, False]  # there is a tail to shorten
 
 
 @pytest.mark.parametrize("of", ["both", "policy"])

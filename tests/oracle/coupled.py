@@ -144,7 +144,8 @@ def rate_of_growth(beta: float, alpha: float, decay: float, p: float) -> float:
 UNEVEN, THREE = tensor([0.6, 0.4]), tensor([0.5, 0.3, 0.2])
 REWARD = tensor([0.9, 0.2, -0.6], dtype=torch.float64)
 NOISY = World(THREE, torch.sigmoid(REWARD[:, None] - REWARD).fill_diagonal_(0))
-PAIR = World(UNEVEN, two(0.8))
+PAIR, CERTAIN = World(UNEVEN, two(0.8)), World(UNEVEN, two(1.0))
+SURE, MOSTLY = (Judged(UNEVEN, tensor([p, 1 - p], dtype=torch.float64)) for p in (1.0, 0.8))
 LOGIT = logit(0.8)
 # the reference, and the policy with log-ratios log 4 and -log 4
 TURNED = (tensor([0.2, 0.8]), tensor([0.8, 0.2], dtype=torch.float64).log())
@@ -168,6 +169,8 @@ RESTS = [
     ),
     # one prompt with two responses has one margin, and its opposite: sorting changes nothing
     Rest("aot", {"beta": 2.0}, PAIR, by_reward(UNEVEN, tensor([LOGIT, 0.0]), 2.0)),
+    Rest("aot", {"beta": 2.0, "label_smoothing": 0.2}, CERTAIN, by_reward(UNEVEN, tensor([LOGIT, 0.0]), 2.0)),
+    Rest("aot_unpaired", {"beta": 2.0, "label_smoothing": 0.2}, SURE, by_reward(UNEVEN, tensor([LOGIT, 0.0]), 2.0)),
     Rest("beta_dpo", {"beta": 2.0, "alpha": 0.0, "filter_share": 0.0}, NOISY, by_reward(THREE, REWARD, 2.0)),
     Rest(
         "beta_dpo",
@@ -185,17 +188,16 @@ LEVELS = [
     Level("aot", {"beta": 2.0}, NOISY, aot_slopes),
 ]
 
-SURE, MOSTLY = (Judged(UNEVEN, tensor([p, 1 - p], dtype=torch.float64)) for p in (1.0, 0.8))
 ENDLESS: list[tuple[str, dict[str, Any], World | Judged]] = [
     ("kto", {"beta": 0.5}, SURE),
     ("kto", {"beta": 0.5}, MOSTLY),  # a majority is enough
     ("kto", {"beta": 0.5, "lambda_d": 0.5, "lambda_u": 1.5}, MOSTLY),  # and 0.5 * 0.8 still is one over 1.5 * 0.2
-    ("bco", {"beta": 0.5}, World(UNEVEN, two(1.0))),
+    ("bco", {"beta": 0.5}, CERTAIN),
     ("bco_unpaired", {"beta": 0.5}, SURE),
-    ("aot", {"beta": 0.5}, World(UNEVEN, two(1.0))),
+    ("aot", {"beta": 0.5}, CERTAIN),
     ("aot_unpaired", {"beta": 0.5}, SURE),
     ("aot_unpaired", {"beta": 0.5}, MOSTLY),  # both samples hold both responses, in unequal shares
-    ("dr_dpo", {"beta": 0.5}, World(UNEVEN, two(1.0))),
+    ("dr_dpo", {"beta": 0.5}, CERTAIN),
     ("dr_dpo", {"beta": 0.5, "beta_prime": 1.0}, PAIR),  # it gives up on the pairs that contradict
 ]
 

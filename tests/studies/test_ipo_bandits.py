@@ -7,9 +7,12 @@ By then IPO has arrived at its optimum, and DPO is past .98 on its way to the co
 import csv
 import json
 import math
+import shlex
+from html.parser import HTMLParser
 
 import pytest
 import torch
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from preftune import cli
@@ -158,6 +161,65 @@ def test_a_folder_that_cannot_be_made_is_told_in_one_sentence(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(PreftuneError, match=r"cannot make the folder .*: name another with --out"):
         study(tmp_path / "file", quick=True)
+
+
+class Page(HTMLParser):
+    """The text of the page's <pre>."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.inside, self.command = False, ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.inside = tag == "pre"
+
+    def handle_endtag(self, tag):
+        self.inside = False
+
+    def handle_data(self, data):
+        self.command += data * self.inside
+
+
+@pytest.mark.parametrize("quick", [True, False])
+def test_the_command_on_the_page_is_the_one_that_made_it(tmp_path, monkeypatch, quick):
+    for form in ("QUICK", "FULL"):
+        monkeypatch.setattr(ipo_bandits, form, Form(20, 0.3, 1.0))
+    out = tmp_path / "a folder & more"
+    made = study(out, quick=quick, seed=3)
+    first, *words = shlex.split(Page(made.page.read_text(encoding="utf-8")).command)
+    assert first == "preftune"
+    command = get_command(cli.app)
+    for name in words[:2]:
+        command = command.commands[name]
+    with command.make_context("ipo-bandits", words[2:]) as context:
+        assert context.params == {"out": out, "quick": quick, "seed": 3}
+    flags = [word for word in words if word.startswith("-")]
+    assert sorted(flags) == sorted(set(flags))
+
+
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_policies_train_on_one_thread_and_give_the_others_back(monkeypatch, two_threads):
+    """Tensors are so small that threads do nothing but wait for each other, for minutes on a busy machine."""
+    seen, draw = [], ipo_bandits._draw
+
+    def watched(data, generator):
+        seen.append(torch.get_num_threads())
+        return draw(data, generator)
+
+    monkeypatch.setattr(ipo_bandits, "_draw", watched)
+    rerun((TWO,), 3, 0)
+    assert (seen, torch.get_num_threads()) == ([1], 2)
+    with pytest.raises(ValueError, match="empty"):
+        rerun((), 3, 0)  # whatever goes wrong inside
+    assert torch.get_num_threads() == 2
 
 
 def test_quick_asks_for_less_than_full():

@@ -159,6 +159,9 @@ def test_strengths_of_groups_that_never_met_sum_to_zero_each():
     ("call", "message"),
     [
         (lambda: fit(torch.ones(2, 3)), r"wins have shape \(2, 3\), expected one row and one column for each item"),
+        (lambda: fit(torch.zeros(0, 0)), "wins have no rows, expected one row and one column for each item"),
+        (lambda: strengths(torch.zeros(0, 0)), "wins have no rows"),
+        (lambda: intransitivity(torch.zeros(0, 0)), "wins have no rows"),
         (lambda: fit(torch.ones(2, 2)), "0 on the diagonal: no item is compared with itself"),
         (lambda: fit(tensor([[0.0, -1.0], [1.0, 0.0]])), "wins must be finite and >= 0"),
         (lambda: fit(tensor([[0, 1], [1, 0]]), tensor([[0, 1], [2, 0]])), "ties must be symmetric"),
@@ -182,6 +185,73 @@ def test_a_wide_spread_of_strengths_is_fitted():
         wins[i, i + 1], wins[i + 1, i] = 1000, 1
     s = strengths(wins)
     assert s.diff().tolist() == pytest.approx([-math.log(1000)] * 8, rel=1e-9)
+
+
+@settings(max_examples=150, deadline=None)
+@given(exponent=st.floats(-12, 12), scale=st.floats(-20, 20))
+def test_any_ratio_of_two_items_is_fitted_to_its_logit(exponent, scale):
+    """Whether counts or probabilities: only their ratio matters."""
+    wins = torch.zeros(2, 2, dtype=torch.float64)
+    wins[0, 1], wins[1, 0] = 10 ** (scale + exponent), 10**scale
+    found = fit(wins)
+    truth = math.log(wins[0, 1]) - math.log(wins[1, 0])
+    assert found.strengths_N.tolist() == pytest.approx([truth / 2, -truth / 2], rel=1e-13, abs=1e-14)
+    # variance of a log-odds is 1 / wins + 1 / losses; half the difference has half the error
+    error = math.sqrt(1 / wins[0, 1].item() + 1 / wins[1, 0].item()) / 2
+    assert found.standard_errors_N.tolist() == pytest.approx([error, error], rel=1e-12)
+
+
+@pytest.mark.parametrize("games", [10**5, 3 * 10**5, 10**6, 10**7, 10**9, 10**12])
+def test_counts_of_one_loss_among_many_wins_are_fitted(games):
+    found = fit(tensor([[0, games], [1, 0]]))
+    assert found.strengths_N.tolist() == pytest.approx([math.log(games) / 2, -math.log(games) / 2], rel=1e-13)
+
+
+@st.composite
+def trees(draw):
+    """Items of which each met one earlier item: weights up to 1e18, and the difference of strengths of each pair."""
+    size = draw(st.integers(2, 8))
+    wins = torch.zeros(size, size, dtype=torch.float64)
+    for i in range(1, size):
+        j = draw(st.integers(0, i - 1))
+        lost, ratio = 10 ** draw(st.floats(0, 6)), 10 ** draw(st.floats(0, 12))
+        better, worse = (i, j) if draw(st.booleans()) else (j, i)
+        wins[better, worse], wins[worse, better] = lost * ratio, lost
+    return wins
+
+
+@settings(max_examples=80, deadline=None)
+@given(wins=trees())
+def test_where_comparisons_form_a_tree_each_difference_is_a_logit(wins):
+    """Heavy pairs beside light ones: the fit of one must not drown the other."""
+    s = strengths(wins)
+    for i, j in torch.nonzero(wins).tolist():
+        assert (s[i] - s[j]).item() == pytest.approx(math.log(wins[i, j] / wins[j, i]), rel=1e-11, abs=1e-11)
+
+
+@settings(max_examples=40, deadline=None)
+@given(rows=counts, seed=st.integers(0, 2**32))
+def test_a_win_graph_has_a_fit_exactly_if_wins_lead_from_each_item_to_each(rows, seed):
+    """Whatever the weights, up to a million million: refused is what has no maximum, and nothing else."""
+    exponents = torch.rand(len(rows), len(rows), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    wins = wins_of(rows) * 10 ** (11 * exponents)
+    if not strongly_connected(wins):
+        with pytest.raises(NoFiniteOptimumError, match=r"won every comparison|no chain of comparisons"):
+            fit(wins)
+        return
+    s = fit(wins).strengths_N
+    # of each item: wins that the strengths do not expect, and losses; each side is what the other would have to be
+    unexpected = (wins * torch.sigmoid(s - s[:, None])).sum(1)
+    lost = (wins.T * torch.sigmoid(s[:, None] - s)).sum(1)
+    torch.testing.assert_close(unexpected, lost, rtol=1e-10, atol=0)
+
+
+def test_weights_that_float64_cannot_hold_against_each_other_are_refused():
+    wins = tensor([[0, 1e300], [1e-300, 0]], dtype=torch.float64)
+    with pytest.raises(NoFiniteOptimumError, match="lie too far apart for float64: give a prior_sd") as refused:
+        fit(wins)
+    assert "\n" not in str(refused.value)
+    assert fit(wins, prior_sd=3.0).ranking == ("0", "1")
 
 
 def test_a_cycle_is_found_named_and_weighed():

@@ -94,6 +94,13 @@ def test_dpo_under_bradley_terry_is_the_optimum_of_the_reward():
     assert total_variation(found, reward_kl_optimum(REFERENCE, REWARD, 0.3)) < 1e-12
 
 
+@pytest.mark.parametrize("p", [0.9, 0.99999, 0.9999999, 1 - 1e-9, 1 - 1e-12])
+def test_dpo_of_two_responses_is_the_logit_however_sure_the_preference(p):
+    half = tensor([0.5, 0.5], dtype=torch.float64).log()
+    found = dpo_optimum(half, tensor([[0, p], [1 - p, 0]], dtype=torch.float64), beta=1.0)
+    assert (found[0] - found[1]).item() == pytest.approx(math.log(p) - math.log(1 - p), rel=1e-13)
+
+
 def test_dpo_leaves_groups_that_never_met_as_the_reference_has_them():
     """a and b were compared, c and d were: the mean log-ratio of either pair stays 0."""
     wins = torch.zeros(4, 4)

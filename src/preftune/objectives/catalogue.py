@@ -36,7 +36,7 @@ REQUIRED = "required"  # in place of the default of a field that has none
 _PACKAGE = "preftune.objectives."
 _HEADER = re.compile(r"([A-Z][A-Za-z ]*):(?: +(.*))?")
 _CITATION = re.compile(
-    r"([A-Z][\w'-]+(?:,? (?:et al\.|and [A-Z][\w'-]+|[A-Z][\w'-]+))* \d{4})"  # authors and year
+    r"\b([A-Z][\w'-]+(?:,? (?:et al\.|and [A-Z][\w'-]+|[A-Z][\w'-]+))* \d{4})"  # authors and year
     r'(?:,? "[^"]*")?'  # title
     r"(?:,? \(?(arXiv \d{4}\.\d{4,5}))?"  # nothing lies before its number, so that it is no other paper's
 )
@@ -108,7 +108,7 @@ class Entry:
         citation, the first words of its source."""
         text = self.sections.get("Source", "")
         citation = _CITATION.search(text)
-        return ", ".join(filter(None, citation.groups())) if citation else re.split(r"[;,.]", text)[0]
+        return ", ".join(filter(None, citation.groups())) if citation else re.split(r"[;,]|\.(?:\s|$)", text)[0]
 
     def config(self) -> str:
         """A block of a config with every field at its default, and what it means."""

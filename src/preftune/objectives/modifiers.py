@@ -138,6 +138,9 @@ class Modified(Objective):
     def check_column(self, name: str, value: float) -> None:
         self.inner.check_column(name, value)
 
+    def notes(self) -> list[str]:
+        return self.inner.notes()
+
     def weight_E(self, batch: Batch) -> Tensor:
         return self.inner.weight_E(self._relabelled(batch))
 

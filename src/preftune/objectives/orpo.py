@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ class ORPO(PairObjective):
 
     Equation:
         loss = -a(chosen) - lam * log sigmoid(log_odds(chosen) - log_odds(rejected))
+        without its first term if likelihood is "none"
         a(y) = log pi(y) / |y|, the mean log-prob of a token
         log_odds(y) = a(y) - log(1 - exp(a(y)))
 
@@ -32,14 +33,17 @@ class ORPO(PairObjective):
         the log-odds are -0.54 and rise by 1.58 per nat per token.
 
     Differs between libraries: the likelihood covers prompt and chosen in the authors' default and in TRL, the
-        completion alone in LLaMA-Factory and here, where prompt tokens are no targets. The authors and TRL take one
-        mean over all tokens of a micro-batch; LLaMA-Factory and we the mean of each response, which no cut of a batch
-        into micro-batches changes. The authors' mask counts the first padding token of a padded row.
+        completion alone in LLaMA-Factory and here, where prompt tokens are no targets (--disable_prompt_loss of the
+        authors). The authors and TRL take one mean over all tokens of a micro-batch, so that long responses count more;
+        LLaMA-Factory and we the mean of each response. Their weighting, over the whole optimiser batch, is the mix of
+        orpo with likelihood: none, and sft, both of weight 1. A soft label exchanges the responses in both terms here,
+        and leaves the likelihood of a mix on chosen. The authors' mask counts the first padding token of a padded row.
 
     Args:
         lam: weight of the odds ratio. Usual: 0.05 to 1.
         clamp: a(y) is kept at -clamp or below, in nats per token, because the odds of a response that is certain are
             infinite; 0 clamps nothing. Beyond it the odds have no slope. Usual: 1e-6.
+        likelihood: "response", the mean over the tokens of each chosen response; or "none", for a mix with sft.
 
     Example:
         >>> from torch import tensor
@@ -59,6 +63,7 @@ class ORPO(PairObjective):
 
     lam: float = 0.1
     clamp: float = 1e-6
+    likelihood: Literal["response", "none"] = "response"
 
     def __post_init__(self) -> None:
         check(
@@ -69,6 +74,14 @@ class ORPO(PairObjective):
             0 <= self.clamp < math.inf,
             f"clamp must be finite and >= 0, got {self.clamp}: it is the least nats per token that odds are taken of",
         )
+        check(
+            self.likelihood in ("response", "none"),
+            f'likelihood must be "response" or "none", got {self.likelihood!r}',
+        )
+        check(
+            self.likelihood == "response" or self.lam > 0,
+            "with likelihood none and lam 0 nothing is left to learn: set likelihood to response, or lam above 0",
+        )
 
     @property
     def needs_lengths(self) -> bool:
@@ -77,7 +90,8 @@ class ORPO(PairObjective):
     def pair_loss(self, pairs: Pairs) -> Tensor:
         chosen_E = pairs.chosen_logps_E / pairs.chosen_length_E
         rejected_E = pairs.rejected_logps_E / pairs.rejected_length_E
-        return -chosen_E - self.lam * logsigmoid(self._log_odds(chosen_E) - self._log_odds(rejected_E))
+        loss_E = -self.lam * logsigmoid(self._log_odds(chosen_E) - self._log_odds(rejected_E))
+        return loss_E - chosen_E if self.likelihood == "response" else loss_E
 
     def reward(self, ratio: Tensor, length: Tensor) -> Tensor:
         return self._log_odds(ratio / length)

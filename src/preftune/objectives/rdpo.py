@@ -20,7 +20,7 @@ class rDPO(PairObjective):  # noqa: N801 (as the paper spells it; RDPO is R-DPO,
         Where each label is flipped with probability e, its mean over flips is D(delta) of the true label. It falls
         without bound as delta grows, with slope -beta * e / (1 - 2 e): one pair may have a negative loss.
 
-    Source: Chowdhury, Kini and Natarajan 2024, "Provably Robust DPO: Aligning Language Models with Noisy Feedback",
+    Source: Ray Chowdhury, Kini and Natarajan 2024, "Provably Robust DPO: Aligning Language Models with Noisy Feedback",
         arXiv 2403.00409. Defaults beta 0.1 and label_smoothing 0.1: the examples in TRL's documentation.
 
     When to use: labels flipped at a rate that is known, such as annotators measured against an expert. If the rate is a

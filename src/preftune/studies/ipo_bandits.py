@@ -7,8 +7,7 @@ one tensor; Adam works element by element, so each trains as it would alone.
 The paper does not print its taus, nor where logits start; here they start at 0, which is the reference.
 
 Tensor names carry their shape: O objectives, U taus, D data sets, S seeds, B pairs of a mini-batch, A actions,
-R recorded
-steps, C steps of a chunk.
+R recorded steps, C steps of a chunk.
 """
 
 from __future__ import annotations
@@ -18,8 +17,7 @@ import json
 import math
 import shlex
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -31,6 +29,7 @@ from preftune.objectives.dpo import DPO
 from preftune.objectives.ipo import IPO
 from preftune.objectives.pairs import PairObjective, Pairs
 from preftune.report.bandits import page
+from preftune.studies.threads import one_thread
 from preftune.theory.tabular import ipo_optimum
 
 TAUS = (0.1, 0.5, 1.0, 5.0)
@@ -240,32 +239,11 @@ def study(out: Path, quick: bool = False, seed: int = 0) -> Study:
     curves = rerun(DATA, form.steps, seed)
     seconds = time.perf_counter() - began
     found = Study(out, form, seconds, curves, tuple(limits(curves, form)))
-    words = [
-        "preftune",
-        "study",
-        "ipo-bandits",
-        "--out",
-        str(out),
-        "--seed",
-        str(seed),
-        *(["--quick"] if quick else []),
-    ]
+    words = ["preftune", "study", "ipo-bandits", "--out", str(out), "--seed", str(seed), *["--quick"] * quick]
     _write_results(found, seed)
     _write_curves(found)
     page(found, shlex.join(words)).write(found.page)
     return found
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Let torch compute on one thread inside: on tensors as small as these, others only wait for each other, for
-    minutes where all cores are busy."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 @one_thread()
