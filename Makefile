@@ -23,7 +23,7 @@ check: lint types test
 
 bench: $(VENV)/.dev
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[bench]'
-	$(BIN)/python benchmarks/throughput.py
+	$(BIN)/python benchmarks/throughput.py --write
 
 study-ipo-bandits: $(VENV)/.installed
 	$(BIN)/preftune study ipo-bandits --out runs/ipo-bandits

@@ -1,0 +1,112 @@
+"""The benchmark's figures as docs/performance.md and a bar chart."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+
+COLOURS = {"preftune": "#3b82d6", "preftune, stored reference": "#1a9e77", "preftune, bf16": "#8d5bd1"}
+OTHER = "#d9652b"
+WIDTH, BAR, GAP, LEFT = 760, 15, 16, 130
+
+PAGE = """# Performance
+
+Written by `make bench` (`python benchmarks/throughput.py --write`), {when}: torch {torch}, {threads} threads, CPU,
+batches of 8 pairs, {pairs} pairs a pass, {rounds} passes of each contender in turn, each in a process of its own,
+after one to warm up. Rates are medians (range). Before anything is timed, all contenders in fp32 must give the same
+loss on the same batch, to 1e-4.
+
+The model is of Qwen3's shape: hidden 256, 4 layers, 4 heads, vocabulary 16,384 (7.3M parameters) or 151,936 (42M), with
+random weights. TRL runs at its fastest settings for CPU (fused AdamW, no checkpointing); its faster paths, Liger's
+kernels and padding-free rows, need CUDA.
+
+**The limit** is the time of the matrix products that the job cannot do without: the policy's forward and backward and a
+live reference's forward, every prompt once, the head over response tokens alone; each product timed alone, at its own
+shape, into an output that is there already (`benchmarks/limit.py`). Norms, softmax, rotations and the optimiser cost
+nothing there, so it cannot be reached. A stored reference needs no forward of its own: its share may pass 100%.
+
+![pairs per second](images/performance.svg)
+
+| pairs (median prompt / chosen / rejected) | contender | pairs/s | tokens/s | of the limit | peak memory | times TRL |
+|---|---|---|---|---|---|---|
+{rows}
+
+{summary}
+"""
+
+
+def write(docs: Path, found: Sequence[dict[str, Any]], pairs: int, rounds: int) -> Path:
+    """Write page and picture; returns the page's path."""
+    page = PAGE.format(
+        when=date.today().isoformat(),
+        torch=torch.__version__,
+        threads=torch.get_num_threads(),
+        pairs=pairs,
+        rounds=rounds,
+        rows="\n".join(_row(each, name) for each in found for name in each["contenders"]),
+        summary=_summary(found),
+    )
+    (docs / "images").mkdir(exist_ok=True)
+    (docs / "images" / "performance.svg").write_text(_picture(found), encoding="utf-8")
+    path = docs / "performance.md"
+    path.write_text(page, encoding="utf-8")
+    return path
+
+
+def _peer(each: dict[str, Any]) -> dict[str, float] | None:
+    return next((figures for name, figures in each["contenders"].items() if name.startswith("TRL")), None)
+
+
+def _row(each: dict[str, Any], name: str) -> str:
+    figures, peer = each["contenders"][name], _peer(each)
+    lengths = " / ".join(f"{length:.0f}" for length in each["median_tokens"])
+    times = "" if peer is None else f"{figures['rate'] / peer['rate']:.1f}"
+    rate = f"{figures['rate']:.2f} ({figures['low']:.2f} to {figures['high']:.2f})"
+    tokens, share = f"{figures['rate'] * each['tokens_per_pair']:,.0f}", f"{figures['rate'] / each['limit']:.0%}"
+    cells = (f"{each['what']} ({lengths})", name, rate, tokens, share, f"{figures['peak_gb']:.2f} GB", times)
+    return f"| {' | '.join(cells)} |"
+
+
+def _summary(found: Sequence[dict[str, Any]]) -> str:
+    both = [(each["contenders"]["preftune"], peer) for each in found if (peer := _peer(each)) is not None]
+    if not both:
+        return ""
+    faster = math.exp(sum(math.log(ours["rate"] / peer["rate"]) for ours, peer in both) / len(both))
+    leaner = math.exp(sum(math.log(ours["peak_gb"] / peer["peak_gb"]) for ours, peer in both) / len(both))
+    return (
+        f"Geometric means over the {len(both)} rows, live reference, fp32: {faster:.1f} times TRL's pairs per second, "
+        f"{leaner:.2f} of its peak memory."
+    )
+
+
+def _picture(found: Sequence[dict[str, Any]]) -> str:
+    """Bars of pairs per second as a share of each row's limit."""
+    parts, y = [], 24
+    for each in found:
+        parts.append(_text(4, y + 12, each["row"], "start"))
+        for name, figures in each["contenders"].items():
+            share = min(figures["rate"] / each["limit"], 1.2)
+            length = share * (WIDTH - LEFT - 190)
+            colour = COLOURS.get(name, OTHER)
+            parts.append(f'<rect x="{LEFT}" y="{y}" width="{length:.1f}" height="{BAR - 3}" fill="{colour}"/>')
+            label = f"{name}: {figures['rate']:.1f} pairs/s, {figures['rate'] / each['limit']:.0%}"
+            parts.append(_text(LEFT + length + 5, y + 10, label, "start"))
+            y += BAR
+        y += GAP
+    end = LEFT + WIDTH - LEFT - 190
+    parts.append(f'<line x1="{end}" y1="18" x2="{end}" y2="{y - GAP}" stroke="#888" stroke-dasharray="3 3"/>')
+    parts.append(_text(end, 13, "limit", "middle"))
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {y}" width="{WIDTH}" '
+        f'font-family="system-ui, sans-serif" font-size="11" role="img" '
+        f'aria-label="pairs per second as a share of the limit">{"".join(parts)}</svg>\n'
+    )
+
+
+def _text(x: float, y: float, text: str, anchor: str) -> str:
+    return f'<text x="{x:.1f}" y="{y:.1f}" fill="#808080" text-anchor="{anchor}">{text}</text>'
