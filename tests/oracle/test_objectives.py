@@ -368,7 +368,7 @@ def slope_of_logits(case: Stationary, logps: Tensor) -> np.ndarray:
     return np.abs(slope - p * slope.sum())
 
 
-@pytest.mark.parametrize(("name", "fields", "world"), ENDLESS)
+@pytest.mark.parametrize(("name", "fields", "world"), [*ENDLESS, *coupled.ENDLESS])
 def test_without_a_finite_optimum_the_log_ratio_grows_for_ever(name, fields, world):
     objective = registry.build(name, **fields)
     loss = world.loss(objective)

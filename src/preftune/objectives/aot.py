@@ -5,11 +5,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch.nn.functional import logsigmoid
 
-from preftune.objectives.base import Confidence, Objective, Outcome, State, check, check_positive
+from preftune.objectives.base import Confidence, Objective, Outcome, State, check_label_smoothing, check_positive
 from preftune.objectives.batch import Batch, LogProbs, pair_indices
-from preftune.objectives.coupled import quantiles, shared_out
+from preftune.objectives.coupled import quantiles, shared_out, smoothed
 from preftune.objectives.tokens import ratios_R
 
 
@@ -63,10 +62,7 @@ class AOT(Objective):
 
     def __post_init__(self) -> None:
         check_positive("beta", self.beta, "it is the reward per nat of log-ratio; 0.01 is usual")
-        check(
-            0 <= self.label_smoothing < 0.5,
-            f"label_smoothing must be in [0, 0.5), got {self.label_smoothing}: at 0.5 labels would say nothing",
-        )
+        check_label_smoothing(self.label_smoothing)
 
     @property
     def needs_tokens(self) -> bool:
@@ -85,6 +81,6 @@ class AOT(Objective):
         )
         at = quantiles(ours_N.detach(), weight_N, theirs_N, weight_N)
         margin_S = self.beta * (ours_N[at.first_S] - theirs_N[at.second_S])
-        loss_S = -(1 - self.label_smoothing) * logsigmoid(margin_S) - self.label_smoothing * logsigmoid(-margin_S)
+        loss_S = smoothed(margin_S, self.label_smoothing)
         loss_E = shared_out(at.width_S.to(loss_S) * loss_S, at.first_S % len(right_E), batch.weight_E)
         return Outcome(loss_E, self.beta * ratio_R.detach(), state)

@@ -6,11 +6,18 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid
 
-from preftune.objectives.base import Confidence, DataKind, Objective, Outcome, State, check, check_positive
+from preftune.objectives.base import (
+    Confidence,
+    DataKind,
+    Objective,
+    Outcome,
+    State,
+    check_label_smoothing,
+    check_positive,
+)
 from preftune.objectives.batch import Batch, LogProbs
-from preftune.objectives.coupled import judged, quantiles, refuse_few, shared_out
+from preftune.objectives.coupled import judged, quantiles, refuse_few, shared_out, smoothed
 from preftune.objectives.tokens import ratios_R
 
 
@@ -72,10 +79,7 @@ class AOTUnpaired(Objective):
 
     def __post_init__(self) -> None:
         check_positive("beta", self.beta, "it is the reward per nat of log-ratio; 0.01 is usual")
-        check(
-            0 <= self.label_smoothing < 0.5,
-            f"label_smoothing must be in [0, 0.5), got {self.label_smoothing}: at 0.5 labels would say nothing",
-        )
+        check_label_smoothing(self.label_smoothing)
 
     def __call__(self, policy: LogProbs, reference: LogProbs | None, batch: Batch, state: State) -> Outcome:
         ratio_R = ratios_R("AOTUnpaired", policy, reference, batch)
@@ -85,7 +89,7 @@ class AOTUnpaired(Objective):
         still_J = ratio_J.detach()
         at = quantiles(still_J, found.weight_J * found.good_J, still_J, found.weight_J * (1 - found.good_J))
         margin_S = self.beta * (ratio_J[at.first_S] - ratio_J[at.second_S])
-        loss_S = -(1 - self.label_smoothing) * logsigmoid(margin_S) - self.label_smoothing * logsigmoid(-margin_S)
+        loss_S = smoothed(margin_S, self.label_smoothing)
         half_S: Tensor = at.width_S.to(loss_S) * loss_S / 2
         owner_S = found.example_J[torch.cat([at.first_S, at.second_S])]
         return Outcome(shared_out(half_S.repeat(2), owner_S, batch.weight_E), self.beta * ratio_R.detach(), state)

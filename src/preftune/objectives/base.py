@@ -289,3 +289,8 @@ def check(condition: bool, message: str) -> None:
 def check_positive(name: str, value: float, meaning: str) -> None:
     """Raise ValueError unless a hyperparameter is finite and > 0; `meaning` says what it is or what is usual."""
     check(0 < value < math.inf, f"{name} must be finite and > 0, got {value}: {meaning}")
+
+
+def check_label_smoothing(value: float) -> None:
+    """Raise ValueError unless the probability of a flipped label is in [0, 0.5)."""
+    check(0 <= value < 0.5, f"label_smoothing must be in [0, 0.5), got {value}: at 0.5 labels would say nothing")

@@ -6,9 +6,9 @@ from typing import ClassVar, Literal
 import torch
 from torch.nn.functional import logsigmoid
 
-from preftune.objectives.base import Confidence, Objective, Outcome, State, check, check_positive, softened
+from preftune.objectives.base import Confidence, Objective, Outcome, State, check_positive, softened
 from preftune.objectives.batch import Batch, LogProbs, pair_indices
-from preftune.objectives.coupled import running_mean
+from preftune.objectives.coupled import check_shift, first_shift, running_mean
 from preftune.objectives.tokens import ratios_R
 
 
@@ -61,19 +61,14 @@ class BCO(Objective):
 
     def __post_init__(self) -> None:
         check_positive("beta", self.beta, "it is the reward per nat of log-ratio; 0.01 is usual")
-        check(self.shift in ("running", "none"), f'shift must be "running" or "none", got {self.shift!r}')
-        check(0 < self.decay <= 1, f"decay must be in (0, 1], got {self.decay}: 1 counts all batches alike")
-        check(
-            self.shift == "running" or self.decay == 1,
-            f"decay is {self.decay}, but without a shift nothing decays: leave it out or set shift to running",
-        )
+        check_shift(self.shift, self.decay)
 
     @property
     def needs_tokens(self) -> bool:
         return False
 
     def init(self) -> State:
-        return {"mean": torch.zeros(()), "weight": torch.zeros(())} if self.shift == "running" else {}
+        return first_shift(self.shift)
 
     def __call__(self, policy: LogProbs, reference: LogProbs | None, batch: Batch, state: State) -> Outcome:
         reward_R = self.beta * ratios_R("BCO", policy, reference, batch)

@@ -3,12 +3,11 @@
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-import torch
 from torch.nn.functional import logsigmoid
 
-from preftune.objectives.base import Confidence, DataKind, Objective, Outcome, State, check, check_positive
+from preftune.objectives.base import Confidence, DataKind, Objective, Outcome, State, check_positive
 from preftune.objectives.batch import Batch, LogProbs
-from preftune.objectives.coupled import judged, running_mean
+from preftune.objectives.coupled import check_shift, first_shift, judged, running_mean
 from preftune.objectives.tokens import ratios_R
 
 
@@ -48,6 +47,7 @@ class BCOUnpaired(Objective):
 
     Example:
         >>> from preftune.objectives.batch import PlainBatch, Role
+        >>> import torch
         >>> from torch import tensor
         >>> two, roles = torch.ones(2), torch.full((2,), int(Role.LABELLED))
         >>> batch = PlainBatch(torch.arange(2), torch.arange(2), roles, tensor([1.0, 0.0]), two, two, two, two)
@@ -68,15 +68,10 @@ class BCOUnpaired(Objective):
 
     def __post_init__(self) -> None:
         check_positive("beta", self.beta, "it is the reward per nat of log-ratio; 0.1 is usual")
-        check(self.shift in ("running", "none"), f'shift must be "running" or "none", got {self.shift!r}')
-        check(0 < self.decay <= 1, f"decay must be in (0, 1], got {self.decay}: 1 counts all batches alike")
-        check(
-            self.shift == "running" or self.decay == 1,
-            f"decay is {self.decay}, but without a shift nothing decays: leave it out or set shift to running",
-        )
+        check_shift(self.shift, self.decay)
 
     def init(self) -> State:
-        return {"mean": torch.zeros(()), "weight": torch.zeros(())} if self.shift == "running" else {}
+        return first_shift(self.shift)
 
     def __call__(self, policy: LogProbs, reference: LogProbs | None, batch: Batch, state: State) -> Outcome:
         reward_R, found = self.beta * ratios_R("BCOUnpaired", policy, reference, batch), judged("BCOUnpaired", batch)

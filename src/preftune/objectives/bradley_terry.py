@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from preftune.objectives.base import Confidence, Objective, Outcome, State, check, softened
+from preftune.objectives.base import Confidence, Objective, Outcome, State, check, check_label_smoothing, softened
 from preftune.objectives.batch import Batch, LogProbs, pair_indices
 from preftune.objectives.tokens import required
 
@@ -75,10 +75,7 @@ class BradleyTerry(Objective):
 
     def __post_init__(self) -> None:
         check(self.margin in ("none", "gap"), f'margin must be "none" or "gap", got {self.margin!r}')
-        check(
-            0 <= self.label_smoothing < 0.5,
-            f"label_smoothing must be in [0, 0.5), got {self.label_smoothing}: at 0.5 labels would say nothing",
-        )
+        check_label_smoothing(self.label_smoothing)
         check(
             0 <= self.centring < math.inf,
             f"centring must be finite and >= 0, got {self.centring}: it is the weight of the squared sum of rewards; "

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
-from preftune.objectives.base import Objective, State
+from preftune.objectives.base import Objective, State, check
 from preftune.objectives.batch import Batch, Role, scores_R
 
 
@@ -102,6 +103,26 @@ def running_mean(state: State, value_N: Tensor, weight_N: Tensor, decay: float) 
     weight = decay * state["weight"] + weight_N.sum()
     change = (weight_N * (value_N - state["mean"])).sum() / total(weight)
     return {"mean": state["mean"] + change, "weight": weight}
+
+
+def check_shift(shift: str, decay: float) -> None:
+    """Raise ValueError unless a shift is "running", with a decay in (0, 1], or "none", with none."""
+    check(shift in ("running", "none"), f'shift must be "running" or "none", got {shift!r}')
+    check(0 < decay <= 1, f"decay must be in (0, 1], got {decay}: 1 counts all batches alike")
+    check(
+        shift == "running" or decay == 1,
+        f"decay is {decay}, but without a shift nothing decays: leave it out or set shift to running",
+    )
+
+
+def first_shift(shift: str) -> State:
+    """The state of `running_mean` before the first batch; none where nothing runs."""
+    return {"mean": torch.zeros(()), "weight": torch.zeros(())} if shift == "running" else {}
+
+
+def smoothed(margin_S: Tensor, label_smoothing: float) -> Tensor:
+    """Logistic loss of margins whose sign is wrong with a probability."""
+    return -(1 - label_smoothing) * logsigmoid(margin_S) - label_smoothing * logsigmoid(-margin_S)
 
 
 @dataclass(frozen=True)

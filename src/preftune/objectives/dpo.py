@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from preftune.objectives.base import check
+from preftune.objectives.base import check, check_label_smoothing
 from preftune.objectives.pairs import PairObjective, Pairs
 
 
@@ -56,10 +56,7 @@ class DPO(PairObjective):
             0 < self.beta < math.inf,
             f"beta must be finite and > 0, got {self.beta}: it is the reward per nat of log-ratio; 0.1 is usual",
         )
-        check(
-            0 <= self.label_smoothing < 0.5,
-            f"label_smoothing must be in [0, 0.5), got {self.label_smoothing}: at 0.5 labels would say nothing",
-        )
+        check_label_smoothing(self.label_smoothing)
 
     def pair_loss(self, pairs: Pairs) -> Tensor:
         margin_E = self.beta * pairs.delta_E

@@ -13,7 +13,15 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from preftune.objectives.base import Objective, Outcome, State, check, check_positive, refuse_doubt
+from preftune.objectives.base import (
+    Objective,
+    Outcome,
+    State,
+    check,
+    check_label_smoothing,
+    check_positive,
+    refuse_doubt,
+)
 from preftune.objectives.batch import Batch, LogProbs, PlainBatch, Role, pair_indices, swapped
 from preftune.objectives.tokens import with_light_tails, wpo_weight_E
 
@@ -70,10 +78,7 @@ class Modifiers:
             0 <= self.tail_alpha <= 1,
             f"tail_alpha must be in [0, 1], got {self.tail_alpha}: it weighs the tokens beyond the shorter response",
         )
-        check(
-            0 <= self.label_smoothing < 0.5,
-            f"label_smoothing must be in [0, 0.5), got {self.label_smoothing}: at 0.5 labels would say nothing",
-        )
+        check_label_smoothing(self.label_smoothing)
         for name in ("ratio_penalty", "drop_penalty"):
             value = getattr(self, name)
             check(0 <= value < math.inf, f"{name} must be finite and >= 0, got {value}")

@@ -232,8 +232,7 @@ class Trainer:
         return [[examples[i] for i in micro] for micro in cut]
 
     def _micros(self, batch: Sequence[int]) -> list[Micro]:
-        examples = [self.examples.train[i] for i in batch]
-        return [self._prepare(micro) for micro in self._cut(range(len(examples)), examples)]
+        return self._side([self.examples.train[i] for i in batch])
 
     def _side(self, examples: Sequence[Example]) -> list[Micro]:
         return [self._prepare(micro) for micro in self._cut(range(len(examples)), examples)]
