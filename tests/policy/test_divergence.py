@@ -53,7 +53,7 @@ def case(kind: str) -> tuple[PolicyModule, Reference, Tensor]:
 
 @pytest.mark.parametrize("kind", ["full", "padded", "adapter", "adapter on the head", "softcap"])
 def test_the_divergence_and_its_gradient_are_those_of_the_whole_matrix(kind, monkeypatch):
-    monkeypatch.setattr("preftune.policy.logprobs.TILE_BYTES", 4 * miniatures.VOCABULARY * 7)  # several tiles
+    monkeypatch.setattr("preftune.policy.logprobs.CALL_BYTES", 4 * miniatures.VOCABULARY * 7)  # several tiles
     policy, reference, start_KV = case(kind)
     examples = miniatures.pairs()
     batch = pad(examples) if kind == "padded" else pack(examples)

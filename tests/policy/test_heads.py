@@ -13,8 +13,8 @@ from preftune.policy import logprobs
 from preftune.policy.heads import find_head
 from preftune.policy.layout import TREE_SAFE
 from preftune.policy.loading import LoraConfig, ModelConfig, adapt
-from preftune.policy.logprobs import HeadRecipe
 from preftune.policy.policy import PolicyModule, logps
+from preftune.policy.tiled_head import HeadRecipe
 
 RECIPES = [
     ("gemma2", {"final_logit_softcapping": 3.0}, HeadRecipe(softcap=3.0)),
@@ -129,7 +129,7 @@ def test_tied_and_untied_heads_get_their_gradients(tied, layout):
 
 @pytest.mark.parametrize("layout", ["tree", "padded"])
 def test_an_adapter_on_the_head_has_its_say(layout, monkeypatch):
-    monkeypatch.setattr(logprobs, "TILE_BYTES", 3 * 4 * miniatures.VOCABULARY)  # several tiles
+    monkeypatch.setattr(logprobs, "CALL_BYTES", 3 * 4 * miniatures.VOCABULARY)  # several tiles
     lora = LoraConfig(r=4, alpha=8, targets=["q_proj", "v_proj", "lm_head"])
     lm: Any = adapt(miniatures.build("llama"), ModelConfig(lora=lora), seed=0)
     with torch.no_grad():
@@ -157,7 +157,7 @@ def test_float64_stays_float64(model_type):
 @pytest.mark.parametrize("model_type", ["llama", "gemma2", "cohere", "phi", "modernbert-decoder", "llama4_text"])
 @pytest.mark.parametrize("rows", [1, 3, 10_000])
 def test_further_values_come_from_the_models_own_logits(model_type, rows, monkeypatch):
-    monkeypatch.setattr(logprobs, "TILE_BYTES", rows * 4 * miniatures.VOCABULARY)
+    monkeypatch.setattr(logprobs, "CALL_BYTES", rows * 4 * miniatures.VOCABULARY)
     lm = miniatures.build(model_type)
     batch = pad(miniatures.pairs())
     with torch.no_grad():

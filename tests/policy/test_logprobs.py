@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from preftune.policy import logprobs
-from preftune.policy.logprobs import HeadRecipe, token_logps
+from preftune.policy import logprobs, tiled_head
+from preftune.policy.logprobs import token_logps
+from preftune.policy.tiled_head import HeadRecipe, TiledHead
 
 TARGETS, HIDDEN, VOCABULARY = 13, 6, 11
 RECIPES = [HeadRecipe(), HeadRecipe(scale=0.3), HeadRecipe(softcap=2.0), HeadRecipe(scale=1.7, softcap=3.0)]
@@ -52,15 +53,19 @@ def with_gradients(function, *tensors: Tensor | None) -> tuple[Tensor, list[Tens
     return values_K.detach(), [leaf.grad for leaf in leaves if leaf is not None]
 
 
-@pytest.fixture(params=["one tile", "kept tiles", "tiles computed anew", "some kept"])
+@pytest.fixture(params=["one tile", "kept tiles", "tiles computed anew", "some kept", "kept and shifted", "shifted"])
 def tiles(request, monkeypatch) -> str:
-    """Every way in which the rows may be cut and remembered."""
-    row = 4 * VOCABULARY
+    """Every way in which the product may be cut and remembered."""
+    monkeypatch.setattr(tiled_head, "_free", [])
     if request.param != "one tile":
-        monkeypatch.setattr(logprobs, "TILE_BYTES", 3 * row)
-    kept = {"tiles computed anew": 0, "some kept": 2 * 3 * 2 * row}.get(request.param)
+        monkeypatch.setattr(tiled_head, "TILE_ROWS", 5)
+        monkeypatch.setattr(tiled_head, "TILE_BYTES", 4 * 5 * 4)
+        monkeypatch.setattr(logprobs, "CALL_BYTES", 4 * 3 * VOCABULARY)
+    kept = {"tiles computed anew": 0, "shifted": 0, "some kept": 8 * 5 * 4 * 4}.get(request.param)
     if kept is not None:
-        monkeypatch.setattr(logprobs, "KEPT_BYTES", kept)
+        monkeypatch.setattr(tiled_head, "KEPT_BYTES", kept)
+    if "shifted" in request.param:
+        monkeypatch.setattr(tiled_head, "SHIFTLESS", -1.0)
     return request.param
 
 
@@ -71,7 +76,7 @@ def test_the_tiled_head_agrees_with_the_whole_matrix_in_values_and_gradients(til
     given_V = bias_V if bias else None
 
     def ours(hidden: Tensor, weight: Tensor, bias_V: Tensor | None) -> Tensor:
-        return logprobs._TiledHead.apply(hidden, weight, bias_V, target_K, recipe)
+        return TiledHead.apply(hidden, weight, bias_V, target_K, recipe, True)
 
     def theirs(hidden: Tensor, weight: Tensor, bias_V: Tensor | None) -> Tensor:
         return by_hand(hidden, weight, bias_V, target_K, recipe)
@@ -88,9 +93,7 @@ def test_the_tiled_head_passes_gradcheck(tiles, recipe):
     hidden_KH, weight_VH, bias_V, target_K = inputs()
     leaves = [t.clone().requires_grad_() for t in (hidden_KH, weight_VH, bias_V)]
     # kept tiles are used up by the first backward; what is computed anew differs in the last bit
-    assert torch.autograd.gradcheck(
-        lambda *t: logprobs._TiledHead.apply(*t, target_K, recipe), leaves, nondet_tol=1e-12
-    )
+    assert torch.autograd.gradcheck(lambda *t: TiledHead.apply(*t, target_K, recipe, True), leaves, nondet_tol=1e-12)
 
 
 def test_a_second_backward_gives_the_same_gradient(tiles):

@@ -36,6 +36,14 @@ class Tree:
     masks: dict[tuple[object, ...], Tensor] = field(default_factory=dict)
     sequences: dict[torch.device, object] = field(default_factory=dict)
 
+    def at(self, segment: int) -> slice:
+        """The tokens of a segment."""
+        return slice(self.start[segment], self.start[segment] + self.length[segment])
+
+    def path(self, segment: int) -> list[int]:
+        """The segments that a segment sees: its ancestors, the root first, and itself."""
+        return [*self.ancestors(segment), segment]
+
     def ancestors(self, segment: int) -> list[int]:
         """Ancestors of a segment, the root first."""
         chain: list[int] = []

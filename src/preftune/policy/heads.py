@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from preftune.policy.logprobs import HeadRecipe
+from preftune.policy.tiled_head import HeadRecipe
 
 
 @dataclass(frozen=True)

@@ -9,49 +9,18 @@ Tensor names carry their shape: K targets, N targets of one tile, H hidden size,
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from preftune.policy.tiled_head import HeadRecipe, TiledHead
+
 # The logits, exact and without gradient, of a slice of a batch's targets.
 Logits = Callable[[slice], Tensor]
 
-# A tile of logits that stays near the cache: fresh large buffers cost more than the arithmetic on them.
-TILE_BYTES = 16 * 2**20
-# Tiles kept for the backward, instead of being computed again: a third less work in the head for this much memory.
-KEPT_BYTES = 512 * 2**20
-
-
-@dataclass(frozen=True)
-class HeadRecipe:
-    """What a model does to the head's product: logits = softcap * tanh(scale * product / softcap).
-
-    Attributes:
-        scale: factor on the product (Cohere multiplies by `logit_scale`, Granite divides by `logits_scaling`).
-        softcap: bound on the logits (Gemma 2); None if there is none.
-    """
-
-    scale: float = 1.0
-    softcap: float | None = None
-
-    def apply(self, logits_NV: Tensor) -> Tensor:
-        """Logits as the model would give them, from the head's product."""
-        if self.scale != 1.0:
-            logits_NV = logits_NV * self.scale
-        if self.softcap is not None:
-            logits_NV = self.softcap * torch.tanh(logits_NV / self.softcap)
-        return logits_NV
-
-    def backward_(self, gradient_NV: Tensor, logits_NV: Tensor) -> Tensor:
-        """Gradient of the product from that of the logits, in place; `logits_NV` as `apply` gave them."""
-        if self.softcap is not None:
-            gradient_NV.mul_(1 - (logits_NV / self.softcap) ** 2)
-        if self.scale != 1.0:
-            gradient_NV.mul_(self.scale)
-        return gradient_NV
+# Rows of a tile where the head is called as the module it is: logits of this many bytes.
+CALL_BYTES = 16 * 2**20
 
 
 def token_logps(
@@ -79,118 +48,9 @@ def token_logps(
     plain = type(head) is nn.Linear and not head._forward_hooks and not head._forward_pre_hooks
     if plain and not needs:
         assert isinstance(head, nn.Linear)
-        logps_K = _TiledHead.apply(hidden_KH, head.weight, head.bias, target_K, recipe)
+        logps_K = TiledHead.apply(hidden_KH, head.weight, head.bias, target_K, recipe, torch.is_grad_enabled())
         return {"logps_K": logps_K}
     return _called_in_tiles(hidden_KH, head, target_K, recipe, needs, other)
-
-
-def _tile_rows(vocabulary: int) -> int:
-    return max(1, TILE_BYTES // (4 * vocabulary))
-
-
-class _TiledHead(torch.autograd.Function):
-    """Log-probs under a plain linear head.
-
-    The forward keeps exp(logits - row maximum) of as many tiles as a memory budget allows: the backward turns it into
-    the gradient in place. It computes the other tiles anew.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, hidden_KH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, target_K: Tensor, recipe: HeadRecipe
-    ) -> Tensor:
-        device = hidden_KH.device.type
-        autocast = torch.is_autocast_enabled(device)
-        ctx.compute = torch.get_autocast_dtype(device) if autocast else weight_VH.dtype
-        ctx.recipe = recipe
-        hidden_KH, weight_VH = hidden_KH.to(ctx.compute), weight_VH.to(ctx.compute)
-        tiles = _Tiles(hidden_KH, weight_VH, bias_V, target_K, recipe)
-        # a soft cap's slope needs the logits themselves, and reduced precision a second buffer: nothing to keep there
-        keeps = recipe.softcap is None and tiles.buffer.dtype == tiles.exact and any(ctx.needs_input_grad)
-        logps_K = torch.empty(len(target_K), dtype=tiles.exact, device=hidden_KH.device)
-        ctx.norm_K = torch.empty_like(logps_K)
-        ctx.kept = {}
-        budget = KEPT_BYTES
-        for at in tiles.rows():
-            size = (at.stop - at.start) * tiles.bytes_per_row
-            own = keeps and size <= budget
-            if own:
-                budget -= size
-            logits_NV = tiles.logits(at, fresh=own)
-            picked_N = logits_NV.gather(1, target_K[at, None]).squeeze(1)
-            top_N = logits_NV.amax(1)
-            powers_NV = torch.exp(logits_NV.sub_(top_N[:, None]), out=logits_NV)
-            sum_N = powers_NV.sum(1)
-            ctx.norm_K[at] = top_N + sum_N.log()
-            logps_K[at] = picked_N - top_N - sum_N.log()
-            if own:
-                ctx.kept[at.start] = (powers_NV, sum_N)
-        ctx.save_for_backward(hidden_KH, weight_VH, bias_V, target_K)
-        return logps_K
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        hidden_KH, weight_VH, bias_V, target_K = ctx.saved_tensors
-        gradient_K = gradients[0]
-        to_hidden, to_weight, to_bias = ctx.needs_input_grad[:3]
-        tiles = _Tiles(hidden_KH, weight_VH, bias_V, target_K, ctx.recipe)
-        hidden_grad = torch.empty_like(hidden_KH) if to_hidden else None
-        weight_grad = torch.zeros_like(weight_VH, dtype=tiles.exact) if to_weight else None
-        bias_grad = torch.zeros_like(bias_V, dtype=tiles.exact) if to_bias else None
-        for at in tiles.rows():
-            if at.start in ctx.kept:  # once: the gradient is written over it; a second backward computes anew
-                powers_NV, sum_N = ctx.kept.pop(at.start)
-                gradient_NV = powers_NV.mul_((-gradient_K[at] / sum_N)[:, None])
-                gradient_NV.scatter_add_(1, target_K[at, None], gradient_K[at, None])
-                if ctx.recipe.scale != 1.0:
-                    gradient_NV.mul_(ctx.recipe.scale)
-            else:
-                gradient_NV = tiles.gradient(at, ctx.norm_K[at], gradient_K[at])
-            if bias_grad is not None:
-                bias_grad += gradient_NV.sum(0)
-            gradient_NV = gradient_NV.to(ctx.compute)
-            if hidden_grad is not None:
-                torch.mm(gradient_NV, weight_VH, out=hidden_grad[at])
-            if weight_grad is not None and weight_grad.dtype == gradient_NV.dtype:
-                weight_grad.addmm_(gradient_NV.t(), hidden_KH[at])
-            elif weight_grad is not None:
-                weight_grad += gradient_NV.t() @ hidden_KH[at]
-        # autograd casts what leaves here to each input's own dtype
-        return hidden_grad, weight_grad, bias_grad, None, None
-
-
-class _Tiles:
-    """Tiles of rows of one product; those that are not kept share one buffer."""
-
-    def __init__(
-        self, hidden_KH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, target_K: Tensor, recipe: HeadRecipe
-    ) -> None:
-        self.hidden_KH, self.weight_VH, self.bias_V = hidden_KH, weight_VH, bias_V
-        self.target_K, self.recipe = target_K, recipe
-        self.exact = torch.float64 if hidden_KH.dtype == torch.float64 else torch.float32
-        self.bytes_per_row = self.exact.itemsize * len(weight_VH)
-        self.step = min(len(hidden_KH), _tile_rows(len(weight_VH)))
-        self.buffer = hidden_KH.new_empty(self.step, len(weight_VH))
-
-    def rows(self) -> list[slice]:
-        """The tiles, in order."""
-        return [slice(at, min(at + self.step, len(self.hidden_KH))) for at in range(0, len(self.hidden_KH), self.step)]
-
-    def logits(self, at: slice, fresh: bool = False) -> Tensor:
-        """Logits of one tile, in a buffer of its own or in the shared one; the caller may write on them."""
-        rows = at.stop - at.start
-        out = self.buffer.new_empty(rows, self.buffer.shape[1]) if fresh else self.buffer[:rows]
-        product = torch.mm(self.hidden_KH[at], self.weight_VH.t(), out=out)
-        if self.bias_V is not None:
-            product += self.bias_V
-        return self.recipe.apply(product.to(self.exact))
-
-    def gradient(self, at: slice, norm_N: Tensor, gradient_N: Tensor) -> Tensor:
-        """Gradient of one tile's product, from that of its log-probs; the logits are computed anew."""
-        logits_NV = self.logits(at)
-        gradient_NV = torch.exp(logits_NV - norm_N[:, None]).mul_(-gradient_N[:, None])
-        gradient_NV.scatter_add_(1, self.target_K[at, None], gradient_N[:, None])
-        return self.recipe.backward_(gradient_NV, logits_NV)
 
 
 def _called_in_tiles(
@@ -208,7 +68,7 @@ def _called_in_tiles(
         return score(logits_NV, target_K[at], needs, None if other is None else other(at))
 
     vocabulary = getattr(head, "out_features", None) or getattr(head, "num_embeddings", None) or 2**15
-    step = _tile_rows(vocabulary)
+    step = max(1, CALL_BYTES // (4 * vocabulary))
     tiles = [slice(at, min(at + step, len(target_K))) for at in range(0, len(target_K), step)]
     pieces: list[tuple[Tensor, ...]] = [checkpoint(tile, at, use_reentrant=False) for at in tiles]
     return {

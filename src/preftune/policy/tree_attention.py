@@ -20,6 +20,7 @@ from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
 from preftune.data.packing import Tree
+from preftune.policy.segment_attention import SegmentAttention
 from preftune.policy.varlen import fits, varlen_attention
 
 NAME = "preftune_tree"
@@ -74,6 +75,9 @@ def tree_attention(
     plain = softcap is None and s_aux is None
     if plain and fits(query_1HTD, dropout):
         return varlen_attention(query_1HTD, key_1GTD, value_1GTD, tree, scaling, sliding_window), None
+    if plain and not dropout and query_1HTD.device.type == "cpu":
+        masks = [_mask(tree, segment, sliding_window, query_1HTD) for segment in range(len(tree.length))]
+        return SegmentAttention.apply(query_1HTD, key_1GTD, value_1GTD, tree, masks, scaling), None
     groups = query_1HTD.shape[1] // key_1GTD.shape[1]
     if groups > 1:
         key_1GTD, value_1GTD = (x.repeat_interleave(groups, dim=1) for x in (key_1GTD, value_1GTD))
@@ -81,10 +85,10 @@ def tree_attention(
     queries, keys, values = (x.split(tree.length, dim=2) for x in (query_1HTD, key_1GTD, value_1GTD))
     outputs = []
     for segment, query in enumerate(queries):
-        path = [*tree.ancestors(segment), segment]
+        path = tree.path(segment)
         key = keys[segment] if len(path) == 1 else torch.cat([keys[s] for s in path], dim=2)
         value = values[segment] if len(path) == 1 else torch.cat([values[s] for s in path], dim=2)
-        mask = _mask(tree, query.shape[2], key.shape[2], sliding_window, query)
+        mask = _mask(tree, segment, sliding_window, query)
         if plain:
             causal = mask is None and query.shape[2] > 1
             outputs.append(
@@ -95,8 +99,9 @@ def tree_attention(
     return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
 
 
-def _mask(tree: Tree, queries: int, keys: int, window: int | None, like: Tensor) -> Tensor | None:
-    """Additive mask (Q, C) of a segment whose queries are the last ones on their path; None where causal is enough."""
+def _mask(tree: Tree, segment: int, window: int | None, like: Tensor) -> Tensor | None:
+    """Additive mask (Q, C) of a segment, whose queries are the last ones on their path; None where causal is enough."""
+    queries, keys = tree.length[segment], sum(tree.length[each] for each in tree.path(segment))
     if window is not None and window >= keys:
         window = None
     if window is None and queries == keys:
