@@ -25,7 +25,7 @@ class Tree:
         length: tokens of each segment; segments are contiguous and in order.
         parent: index of each segment's parent; -1 for a root. A parent stands before its children.
         consumed: how often attention has used these segments; each attention layer adds one per forward.
-        masks: attention masks by shape, filled by the attention and shared by the layers.
+        groups: the segments in groups of like size, made by the attention and shared by the layers.
         sequences: the segments in flash attention's form by device, likewise.
     """
 
@@ -33,16 +33,13 @@ class Tree:
     length: tuple[int, ...]
     parent: tuple[int, ...]
     consumed: int = 0
-    masks: dict[tuple[object, ...], Tensor] = field(default_factory=dict)
-    sequences: dict[torch.device, object] = field(default_factory=dict)
+    groups: dict[tuple[object, ...], object] = field(default_factory=dict, init=False)
+    sequences: dict[torch.device, object] = field(default_factory=dict, init=False)
 
-    def at(self, segment: int) -> slice:
-        """The tokens of a segment."""
-        return slice(self.start[segment], self.start[segment] + self.length[segment])
-
-    def path(self, segment: int) -> list[int]:
-        """The segments that a segment sees: its ancestors, the root first, and itself."""
-        return [*self.ancestors(segment), segment]
+    def tokens(self, segments: Sequence[int]) -> np.ndarray:
+        """The tokens of some segments, one segment after the other."""
+        pieces = [np.arange(self.start[each], self.start[each] + self.length[each]) for each in segments]
+        return np.concatenate([np.empty(0, dtype=np.int64), *pieces])
 
     def ancestors(self, segment: int) -> list[int]:
         """Ancestors of a segment, the root first."""

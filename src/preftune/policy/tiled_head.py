@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 # A tile that stays in a processor's cache between the product and the passes over it. Elsewhere a launch is dearer.
-TILE_BYTES = 12 * 2**20
+TILE_BYTES = 24 * 2**20
 DEVICE_TILE_BYTES = 256 * 2**20
 TILE_ROWS = 2048
 # Tiles kept for the backward, instead of being computed again: a quarter less work in the head for this much memory.
@@ -49,7 +49,7 @@ class HeadRecipe:
         return logits_NV
 
     def backward_(self, gradient_NV: Tensor, logits_NV: Tensor | None) -> Tensor:
-        """Gradient of the product from that of the logits, in place. A soft cap needs the logits, as `apply` gave them."""
+        """Gradient of the product from that of the logits, in place; soft caps need what `apply` gave."""
         if self.softcap is not None:
             assert logits_NV is not None
             gradient_NV.mul_(1 - (logits_NV / self.softcap) ** 2)

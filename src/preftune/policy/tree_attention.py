@@ -1,10 +1,12 @@
 """Attention over prompt trees, registered with transformers' attention interface.
 
 For each segment the queries are its own tokens and the keys are [ancestors, segment], causal with the bottom-right
-corner aligned, so no mask over the whole batch ever exists. The segments travel as the keyword argument `tree` of the
-model's forward (never in a context variable: gradient checkpointing runs the forward again during backward).
+corner aligned, so no mask over the whole batch ever exists; segments of like size share a call. The segments travel as
+the keyword argument `tree` of the model's forward (never in a context variable: gradient checkpointing runs the forward
+again during backward).
 
-Tensor names carry their shape: H heads, T tokens of the batch, D head size, Q queries and C keys of one segment.
+Tensor names carry their shape: H heads, G key-value heads, T tokens of the batch, D head size; S segments of a group,
+Q queries and C keys of each.
 """
 
 from __future__ import annotations
@@ -20,10 +22,12 @@ from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
 from preftune.data.packing import Tree
-from preftune.policy.segment_attention import SegmentAttention
+from preftune.policy.segment_groups import Group, groups_of
 from preftune.policy.varlen import fits, varlen_attention
 
 NAME = "preftune_tree"
+# Scores of a call that stay in a processor's cache together with their gradients.
+CACHED = 400_000
 
 
 def tree_attention(
@@ -75,75 +79,84 @@ def tree_attention(
     plain = softcap is None and s_aux is None
     if plain and fits(query_1HTD, dropout):
         return varlen_attention(query_1HTD, key_1GTD, value_1GTD, tree, scaling, sliding_window), None
-    if plain and not dropout and query_1HTD.device.type == "cpu":
-        masks = [_mask(tree, segment, sliding_window, query_1HTD) for segment in range(len(tree.length))]
-        return SegmentAttention.apply(query_1HTD, key_1GTD, value_1GTD, tree, masks, scaling), None
-    groups = query_1HTD.shape[1] // key_1GTD.shape[1]
-    if groups > 1:
-        key_1GTD, value_1GTD = (x.repeat_interleave(groups, dim=1) for x in (key_1GTD, value_1GTD))
-    # split, not slices: the backward of split concatenates, that of a slice fills a zero tensor of the whole row
-    queries, keys, values = (x.split(tree.length, dim=2) for x in (query_1HTD, key_1GTD, value_1GTD))
+    groups = groups_of(tree, sliding_window, query_1HTD)
+    # gathered once for all groups: the backward of a gather fills a whole row
+    gathered = (
+        x[0].transpose(0, 1).index_select(0, tokens)
+        for x, tokens in ((query_1HTD, groups.query_A), (key_1GTD, groups.key_B), (value_1GTD, groups.key_B))
+    )
+    queries = [group.segments * group.queries for group in groups.each]
+    keys = [group.segments * group.keys for group in groups.each]
     outputs = []
-    for segment, query in enumerate(queries):
-        path = tree.path(segment)
-        key = keys[segment] if len(path) == 1 else torch.cat([keys[s] for s in path], dim=2)
-        value = values[segment] if len(path) == 1 else torch.cat([values[s] for s in path], dim=2)
-        mask = _mask(tree, segment, sliding_window, query)
+    pieces = (x.split(lengths) for x, lengths in zip(gathered, (queries, keys, keys), strict=True))
+    for group, *three in zip(groups.each, *pieces, strict=True):
+        query, key, value = (x.unflatten(0, (group.segments, -1)).transpose(1, 2) for x in three)
         if plain:
-            causal = mask is None and query.shape[2] > 1
-            outputs.append(
-                scaled_dot_product_attention(query, key, value, mask, dropout, is_causal=causal, scale=scaling)
-            )
+            output = _sdpa(query, key, value, group, dropout, scaling)
         else:
-            outputs.append(_explicit(query, key, value, mask, scaling, dropout, softcap, s_aux))
-    return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
+            output = _explicit(query, key, value, group.mask_S1QC, scaling, dropout, softcap, s_aux)
+        outputs.append(output.transpose(1, 2).flatten(0, 1))
+    return torch.cat(outputs).index_select(0, groups.output_T)[None], None
 
 
-def _mask(tree: Tree, segment: int, window: int | None, like: Tensor) -> Tensor | None:
-    """Additive mask (Q, C) of a segment, whose queries are the last ones on their path; None where causal is enough."""
-    queries, keys = tree.length[segment], sum(tree.length[each] for each in tree.path(segment))
-    if window is not None and window >= keys:
-        window = None
-    if window is None and queries == keys:
-        return None
-    at = (queries, keys, window, like.dtype, like.device)
-    if at not in tree.masks:
-        distance_QC = torch.arange(keys - queries, keys)[:, None] - torch.arange(keys)[None, :]
-        seen_QC = distance_QC >= 0
-        if window is not None:
-            seen_QC &= distance_QC < window
-        mask_QC = torch.zeros(queries, keys, dtype=like.dtype).masked_fill_(~seen_QC, -math.inf)
-        tree.masks[at] = mask_QC.to(like.device)
-    return tree.masks[at]
+def _sdpa(query: Tensor, key: Tensor, value: Tensor, group: Group, dropout: float, scaling: float) -> Tensor:
+    """Attention by torch's own kernels; that of the CPU takes fewer key-value heads as they are."""
+    native = query.device.type == "cpu"
+    if native and not dropout and query.shape[1] * group.scores <= CACHED:
+        return _in_cache(query, key, value, group, scaling)
+    key, value = (x if native else _expanded(x, query) for x in (key, value))
+    mask = group.mask_S1QC
+    return scaled_dot_product_attention(
+        query, key, value, mask, dropout, is_causal=mask is None, scale=scaling, enable_gqa=native
+    )
+
+
+def _in_cache(query_SHQD: Tensor, key_SGCD: Tensor, value_SGCD: Tensor, group: Group, scaling: float) -> Tensor:
+    """Attention whose scores stay in the processor's cache: plain products, of which the backward keeps the weights
+    instead of computing them again, at about half the time of the flash kernel's."""
+    segments, heads, queries, _ = query_SHQD.shape
+    shared = heads // key_SGCD.shape[1]  # queries that share a key, as rows of one product: N = S * G, R = shared * Q
+    query_NRD = query_SHQD.unflatten(1, (-1, shared)).flatten(2, 3).flatten(0, 1)
+    key_NCD, value_NCD = key_SGCD.flatten(0, 1), value_SGCD.flatten(0, 1)
+    mask_NRC = group.mask_of_rows(key_SGCD.shape[1], shared, query_SHQD)
+    weights_NRC = torch.baddbmm(mask_NRC, query_NRD, key_NCD.transpose(1, 2), alpha=scaling).softmax(dim=2)
+    return (weights_NRC @ value_NCD).view(segments, heads, queries, -1)
+
+
+def _expanded(x_SGCD: Tensor, query_SHQD: Tensor) -> Tensor:
+    """Key-value heads, one for each head of the queries."""
+    groups = query_SHQD.shape[1] // x_SGCD.shape[1]
+    return x_SGCD if groups == 1 else x_SGCD.repeat_interleave(groups, dim=1)
 
 
 def _explicit(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    mask_QC: Tensor | None,
+    mask_S1QC: Tensor | None,
     scaling: float,
     dropout: float,
     softcap: float | None,
     s_aux: Tensor | None,
 ) -> Tensor:
-    """Attention of one segment with soft-capped scores or sinks, which no fused kernel on every device has."""
-    scores_1HQC = query @ key.transpose(2, 3) * scaling
+    """Attention of a group with soft-capped scores or sinks, which no fused kernel on every device has."""
+    key, value = _expanded(key, query), _expanded(value, query)
+    scores_SHQC = query @ key.transpose(2, 3) * scaling
     if softcap is not None:
-        scores_1HQC = softcap * torch.tanh(scores_1HQC / softcap)
-    if mask_QC is None:
-        queries, keys = scores_1HQC.shape[2:]
-        above = torch.ones(queries, keys, dtype=torch.bool, device=query.device).triu(keys - queries + 1)
-        scores_1HQC = scores_1HQC.masked_fill(above, -math.inf)
+        scores_SHQC = softcap * torch.tanh(scores_SHQC / softcap)
+    if mask_S1QC is None:
+        queries = scores_SHQC.shape[2]
+        above = torch.ones(queries, queries, dtype=torch.bool, device=query.device).triu(1)
+        scores_SHQC = scores_SHQC.masked_fill(above, -math.inf)
     else:
-        scores_1HQC = scores_1HQC + mask_QC
+        scores_SHQC = scores_SHQC + mask_S1QC
     if s_aux is not None:
-        sinks = s_aux.reshape(1, -1, 1, 1).expand(1, -1, scores_1HQC.shape[2], 1).to(scores_1HQC.dtype)
-        scores_1HQC = torch.cat([scores_1HQC, sinks], dim=3)
-    weights_1HQC = scores_1HQC.float().softmax(dim=3).to(value.dtype)
+        sinks = s_aux.reshape(1, -1, 1, 1).expand(len(query), -1, scores_SHQC.shape[2], 1).to(scores_SHQC.dtype)
+        scores_SHQC = torch.cat([scores_SHQC, sinks], dim=3)
+    weights_SHQC = scores_SHQC.float().softmax(dim=3).to(value.dtype)
     if s_aux is not None:
-        weights_1HQC = weights_1HQC[..., :-1]
-    return drop(weights_1HQC, dropout, training=dropout > 0) @ value
+        weights_SHQC = weights_SHQC[..., :-1]
+    return drop(weights_SHQC, dropout, training=dropout > 0) @ value
 
 
 def _no_mask(*args: Any, **kwargs: Any) -> None:
