@@ -17,7 +17,7 @@ from torch.nn.functional import logsigmoid
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
 
 from preftune.data.examples import Example, Response
-from preftune.data.packing import PackedBatch, pack, pad
+from preftune.data.packing import LEAST_SHARED, PackedBatch, pack, pad
 from preftune.objectives.batch import LogProbs, Role
 from preftune.objectives.dpo import DPO
 from preftune.policy.policy import Layout, PolicyModule, logps
@@ -155,8 +155,16 @@ def pair(prompt: int, chosen: int, rejected: int, seed: int, **fields: Any) -> E
 
 
 def pairs() -> list[Example]:
-    """Pairs in which prompts and responses are shorter and longer than the window, down to one token."""
-    return [pair(11, 7, 5, 0), pair(3, 9, 1, 1), pair(1, 4, 12, 2)]
+    """Pairs in which prompts and responses are shorter and longer than the window, down to one token; and one whose
+    responses begin alike."""
+    return [pair(11, 7, 5, 0), pair(3, 9, 1, 1), pair(1, 4, 12, 2), alike(6, LEAST_SHARED + 2, 3, 7)]
+
+
+def alike(prompt: int, shared: int, chosen: int, rejected: int) -> Example:
+    """A pair whose responses begin with the same tokens."""
+    start = ids(shared, 71)
+    ends = (Role.CHOSEN, ids(chosen, 72)), (Role.REJECTED, ids(rejected, 73))
+    return Example(ids(prompt, 70), tuple(Response(np.concatenate([start, end]), role) for role, end in ends), row=3)
 
 
 def forest() -> list[Example]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from dataclasses import fields
 
 import miniatures
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from preftune.data.examples import Example, Response
-from preftune.data.packing import PackedBatch, join, pack, pad
+from preftune.data.packing import LEAST_SHARED, PackedBatch, join, pack, pad
 from preftune.objectives.batch import Role
 
 SHARED = (
@@ -27,8 +28,9 @@ def example(draw: st.DrawFn) -> Example:
         return np.array(draw(st.lists(st.integers(0, 63), min_size=low, max_size=6)), dtype=np.int32)
 
     responses = []
+    start = np.full(draw(st.sampled_from([0, 0, LEAST_SHARED - 1, LEAST_SHARED])), 7, dtype=np.int32)
     for _ in range(draw(st.integers(1, 4))):
-        given_ids = ids()
+        given_ids = np.concatenate([start, ids()])
         targets = None
         if draw(st.booleans()):
             targets = np.array(draw(st.lists(st.booleans(), min_size=len(given_ids), max_size=len(given_ids))))
@@ -107,11 +109,17 @@ def test_batches_join_into_what_one_batch_says(given_examples, size):
 
 @settings(max_examples=30, deadline=None)
 @given(examples)
-def test_a_tree_holds_each_prompt_once_and_nothing_else(given_examples):
+def test_a_tree_holds_prompts_and_long_shared_beginnings_once_and_nothing_else(given_examples):
     batch = pack(given_examples)
     tree = batch.tree
     assert tree is not None
-    assert batch.tokens == batch.real_tokens == sum(e.tokens for e in given_examples)
+    saved = 0
+    for e in given_examples:
+        starts = [r.ids[:-1].tolist() for r in e.responses]
+        shared = len(os.path.commonprefix(starts))
+        saved += (len(starts) - 1) * shared if shared >= LEAST_SHARED else 0
+    assert batch.tokens == batch.real_tokens == sum(e.tokens for e in given_examples) - saved
+    assert set(tree.read_T.tolist()) >= {*batch.source_K.tolist(), *batch.last_R.tolist()}
     assert batch.attended_T.all()
     assert tree.parent.count(-1) == len(given_examples)
     assert list(tree.start) == [0, *np.cumsum(tree.length)[:-1].tolist()]
@@ -157,6 +165,20 @@ def test_a_batch_worked_by_hand():
         assert (one.weight_E.item(), one.confidence_E.item(), one.gap_E.item()) == (2.0, 0.75, 1.5)
 
 
+def test_a_shared_beginning_worked_by_hand():
+    """Prompt 7 8; responses of sixteen ones, then 2 3, or 4."""
+    responses = [Response(np.array([1] * 16 + end, np.int32), Role.RANKED) for end in ([2, 3], [4])]
+    batch = pack([Example(np.array([7, 8], np.int32), tuple(responses))])
+    assert batch.ids_T.tolist() == [7, 8, *[1] * 16, 2, 3, 4]
+    assert batch.position_T.tolist() == [*range(18), 18, 19, 18]
+    assert batch.source_K.tolist() == [*range(1, 18), 18, *range(1, 18)]
+    assert batch.target_K.tolist() == [*[1] * 16, 2, 3, *[1] * 16, 4]
+    assert batch.last_R.tolist() == [19, 20]
+    assert batch.tree is not None
+    assert (batch.tree.start, batch.tree.length, batch.tree.parent) == ((0, 2, 18, 20), (2, 16, 2, 1), (-1, 0, 1, 1))
+    assert batch.tree.read_T.tolist() == [*range(1, 21)]
+
+
 def test_values_per_token_follow_their_targets_and_are_unknown_elsewhere():
     batch = pack(miniatures.forest())
     known = ~batch.token["advantage"].isnan()
@@ -184,5 +206,6 @@ def test_a_batch_moves_whole(make):
             assert value.device.type == "meta", f.name
             assert value.shape == getattr(batch, f.name).shape
     assert all(value.device.type == "meta" for value in moved.token.values())
+    assert moved.tree is None or moved.tree.read_T.device.type == "meta"
     assert (moved.tree, moved.row_length, moved.real_tokens) == (batch.tree, batch.row_length, batch.real_tokens)
     assert moved.examples == batch.examples

@@ -86,7 +86,8 @@ def train(
     with torch.no_grad():  # policy and reference differ from the start, so that no gradient is alike by symmetry
         for parameter in lm.parameters():
             parameter.mul_(1.02)
-    optim = optimizer(policy, OptimConfig(), RATE)
+    # an epsilon above rounding, or Adam would make whole steps of what is left where a gradient is zero
+    optim = optimizer(policy, OptimConfig(eps=1e-5), RATE)
     step = Step(policy, reference, objective, accelerator, seed=0)
     held_out = HeldOut(step, cut(batch_of_pairs(9), size, layout))
     states = tuple(term.objective.init() for term in objective)

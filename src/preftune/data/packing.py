@@ -15,6 +15,9 @@ from torch import Tensor
 from preftune.data.examples import Example, Response
 from preftune.objectives.batch import PlainBatch
 
+# Tokens from which on a beginning that responses share is worth a segment of its own.
+LEAST_SHARED = 16
+
 
 @dataclass
 class Tree:
@@ -24,6 +27,8 @@ class Tree:
         start: first token of each segment.
         length: tokens of each segment; segments are contiguous and in order.
         parent: index of each segment's parent; -1 for a root. A parent stands before its children.
+        read_T: tokens whose last hidden state may be read: those of responses, and the last of each prompt;
+            None: all.
         consumed: how often attention has used these segments; each attention layer adds one per forward.
         groups: the segments in groups of like size, made by the attention and shared by the layers.
         sequences: the segments in flash attention's form by device, likewise.
@@ -32,6 +37,7 @@ class Tree:
     start: tuple[int, ...]
     length: tuple[int, ...]
     parent: tuple[int, ...]
+    read_T: Tensor | None = field(default=None, compare=False)
     consumed: int = 0
     groups: dict[tuple[object, ...], object] = field(default_factory=dict, init=False)
     sequences: dict[torch.device, object] = field(default_factory=dict, init=False)
@@ -112,38 +118,70 @@ class PackedBatch:
             for f in fields(self)
             if isinstance(value := getattr(self, f.name), Tensor)
         }
+        if self.tree is not None and self.tree.read_T is not None:
+            moved["tree"] = replace(self.tree, read_T=self.tree.read_T.to(device, non_blocking=True))
         moved["token"] = {name: value.to(device, non_blocking=True) for name, value in self.token.items()}
         return replace(self, **moved)  # type: ignore[arg-type]
 
 
 def pack(examples: Sequence[Example]) -> PackedBatch:
-    """Examples -> one row of tokens: each prompt once, followed by its responses."""
-    ids, positions, sources = list[np.ndarray](), list[np.ndarray](), list[np.ndarray]()
-    start, length, parent, last = list[int](), list[int](), list[int](), list[int]()
-    offset = 0
+    """Examples -> one row of tokens: each prompt once, followed by its responses.
+
+    A long beginning that all responses of an example share stands once too, as a segment of its own between prompt and
+    responses; its log-probs count for each of them.
+    """
+    segments, sources, last = _Segments(), list[np.ndarray](), list[int]()
     for example in examples:
-        root, prompt_length = len(start), len(example.prompt)
-        prompt_end = offset + prompt_length - 1
-        start.append(offset)
-        length.append(prompt_length)
-        parent.append(-1)
-        ids.append(example.prompt)
-        positions.append(np.arange(prompt_length))
-        offset += prompt_length
+        root = segments.add(example.prompt, -1)
+        shared = _shared(example.responses)
+        parent, trunk = root, segments.tokens(root)[-1:]
+        if shared:
+            parent = segments.add(example.responses[0].ids[:shared], root)
+            trunk = np.concatenate([trunk, segments.tokens(parent)])
         for response in example.responses:
-            count = len(response.ids)
-            start.append(offset)
-            length.append(count)
-            parent.append(root)
-            ids.append(response.ids)
-            positions.append(np.arange(prompt_length, prompt_length + count))
-            before = np.arange(offset - 1, offset + count - 1)
-            before[0] = prompt_end
-            sources.append(before if response.targets is None else before[response.targets])
-            last.append(offset + count - 1)
-            offset += count
-    tree = Tree(tuple(start), tuple(length), tuple(parent))
-    return _batch(examples, np.concatenate(ids), np.concatenate(positions), None, sources, last, tree, None)
+            path = np.concatenate([trunk, segments.tokens(segments.add(response.ids[shared:], parent))])
+            sources.append(path[:-1] if response.targets is None else path[:-1][response.targets])
+            last.append(int(path[-1]))
+    ids, positions = np.concatenate(segments.ids), np.concatenate(segments.positions)
+    return _batch(examples, ids, positions, None, sources, last, segments.tree(), None)
+
+
+class _Segments:
+    """The segments of a row, one added after the other."""
+
+    def __init__(self) -> None:
+        self.ids, self.positions = list[np.ndarray](), list[np.ndarray]()
+        self.start, self.length, self.parent = list[int](), list[int](), list[int]()
+
+    def add(self, ids: np.ndarray, parent: int) -> int:
+        """Add a segment; returns its index."""
+        first = 0 if parent < 0 else int(self.positions[parent][-1]) + 1
+        self.start.append(0 if not self.start else self.start[-1] + self.length[-1])
+        self.length.append(len(ids))
+        self.parent.append(parent)
+        self.ids.append(ids)
+        self.positions.append(np.arange(first, first + len(ids)))
+        return len(self.start) - 1
+
+    def tokens(self, segment: int) -> np.ndarray:
+        """Where a segment's tokens stand in the row."""
+        return np.arange(self.start[segment], self.start[segment] + self.length[segment])
+
+    def tree(self) -> Tree:
+        """The tree of all segments."""
+        read = [self.tokens(each)[-1 if parent < 0 else 0 :] for each, parent in enumerate(self.parent)]
+        return Tree(tuple(self.start), tuple(self.length), tuple(self.parent), torch.from_numpy(np.concatenate(read)))
+
+
+def _shared(responses: Sequence[Response]) -> int:
+    """Tokens that all responses begin with; 0 if they are few. The end of each stays apart."""
+    if len(responses) < 2:
+        return 0
+    first, length = responses[0].ids, min(len(response.ids) for response in responses) - 1
+    for response in responses[1:]:
+        differs = first[:length] != response.ids[:length]
+        length = int(differs.argmax()) if differs.any() else length
+    return length if length >= LEAST_SHARED else 0
 
 
 def pad(examples: Sequence[Example], pad_id: int = 0) -> PackedBatch:

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from preftune.data.packing import PackedBatch
 from preftune.objectives.batch import LogProbs
 from preftune.policy.heads import find_head
+from preftune.policy.last_layer import spare_prompts
 from preftune.policy.logprobs import Logits, exact, score, token_logps
 from preftune.policy.reward_head import is_reward_model
 from preftune.policy.tree_attention import NAME as TREE_ATTENTION
@@ -36,6 +37,8 @@ class PolicyModule(nn.Module):
         self.scores = isinstance(self.base, PreTrainedModel) and is_reward_model(self.base)
         known = isinstance(self.base, PreTrainedModel) and not self.scores
         self.head = find_head(self.base) if known else None
+        if known or self.scores:
+            spare_prompts(self.base)
         self.growing_ropes = [m for m in self.base.modules() if "dynamic" in str(getattr(m, "rope_type", None))]
         self.use_layout(layout)
 
