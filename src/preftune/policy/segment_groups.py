@@ -2,16 +2,17 @@
 
 In a group, queries are padded at their end, and keys on both sides: ancestors end, and the segment begins, at the same
 place in every row. So who sees whom depends on the distance alone, and only keys before a path's first token are masked
-out apart.
+out apart. Rows are gathered head by head, in the order that the products want: nothing is copied twice.
 
-Tensor names carry their shape: T tokens of the batch, S segments of a group, Q queries and C keys of its longest
-segments; A and B all queries and keys of all groups, padding included.
+Tensor names carry their shape: H heads, G key-value heads, R = H / G heads that share one, T tokens of the batch;
+S segments of a group, N = S * G, Q queries and C keys of its longest segments; A, B and O rows (a token's head) of the
+queries of all groups, of their keys, and of the batch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -28,87 +29,78 @@ class Group:
     """Segments that are computed together.
 
     Attributes:
-        segments: how many.
-        queries: of the longest one.
-        keys: of the longest ancestors and the longest segment together.
-        mask_S1QC: additive mask; None where causal is enough.
+        batch: N, rows of a batched product: segments times key-value heads.
+        shared: R, heads of queries for each of keys.
+        queries: Q, of the longest segment.
+        keys: C, of the longest ancestors and the longest segment together.
+        mask_NRQC: additive mask; dimensions of N and R may be expanded.
+        causal: True where the mask says no more than that.
     """
 
-    segments: int
+    batch: int
+    shared: int
     queries: int
     keys: int
-    mask_S1QC: Tensor | None
-    rows: dict[tuple[int, int], Tensor] = field(default_factory=dict)
-
-    @property
-    def scores(self) -> int:
-        """Scores of one head."""
-        return self.segments * self.queries * self.keys
-
-    def mask_of_rows(self, key_heads: int, shared: int, like: Tensor) -> Tensor:
-        """The mask, causal where there is none, with a row for each query of each head: shape (segments * key_heads,
-        shared * queries, keys), where `shared` heads of queries share one of keys. Made once for all layers."""
-        if (key_heads, shared) not in self.rows:
-            mask = self.mask_S1QC
-            if mask is None:
-                hidden = torch.finfo(like.dtype).min / 2
-                mask = torch.full((self.queries, self.keys), hidden, dtype=like.dtype, device=like.device).triu(1)
-            shape = (self.segments, key_heads, shared, self.queries, self.keys)
-            mask = mask.view(-1, 1, 1, self.queries, self.keys).expand(shape)
-            self.rows[key_heads, shared] = mask.reshape(-1, shared * self.queries, self.keys)
-        return self.rows[key_heads, shared]
+    mask_NRQC: Tensor
+    causal: bool
 
 
 @dataclass(frozen=True)
 class Groups:
-    """How a tree's tokens come into groups, and back.
+    """How a batch's rows come into groups, and back.
 
     Attributes:
         each: the groups.
-        query_A: token of each query of each group's segments; any token for padding.
-        key_B: token of each key, likewise.
-        output_T: where among all queries each token is.
+        query_A: row of each query, (N, R, Q) in each group; any row for padding.
+        key_B: row of each key, (N, C) in each group, likewise.
+        output_O: where among all queries each row is.
     """
 
     each: tuple[Group, ...]
     query_A: Tensor
     key_B: Tensor
-    output_T: Tensor
+    output_O: Tensor
 
 
-def groups_of(tree: Tree, window: int | None, like: Tensor) -> Groups:
-    """The groups of a tree, made once for all layers of the same window.
+def groups_of(tree: Tree, heads: int, key_heads: int, window: int | None, like: Tensor) -> Groups:
+    """The groups of a tree, made once for all layers that are alike.
 
     Args:
         tree: the segments.
+        heads: H.
+        key_heads: G.
         window: a token sees itself and the `window - 1` tokens before it on its path; None: all of them.
         like: has the dtype and device of the attention.
     """
-    at = (window, like.dtype, like.device)
+    at = (heads, key_heads, window, like.dtype, like.device)
     if at not in tree.groups:
-        tree.groups[at] = _make(tree, window, like)
+        tree.groups[at] = _make(tree, heads, key_heads, window, like)
     found = tree.groups[at]
     assert isinstance(found, Groups)
     return found
 
 
-def _make(tree: Tree, window: int | None, like: Tensor) -> Groups:
+def _make(tree: Tree, heads: int, key_heads: int, window: int | None, like: Tensor) -> Groups:
     own = np.array(tree.length)
     before = np.array([sum(tree.length[each] for each in tree.ancestors(segment)) for segment in range(len(own))])
-    each, queries, keys = [], [], []
+    head_HR = np.arange(heads).reshape(key_heads, -1)
+    each, queries, keys, real = [], [], [], []
     for members in _alike(own, before):
         longest, deepest = int(own[members].max()), int(before[members].max())
-        queries.append(np.stack([_padded(tree.tokens([segment]), longest) for segment in members]))
+        own_SQ = np.stack([_padded(tree.tokens([segment]), longest) for segment in members])
         paths = [_padded(tree.tokens(tree.ancestors(segment)), -deepest) for segment in members]
-        keys.append(np.concatenate([np.stack(paths), queries[-1]], axis=1))
+        key_SC = np.concatenate([np.stack(paths), own_SQ], axis=1)
+        queries.append(own_SQ.clip(0)[:, None, None, :] * heads + head_HR[None, :, :, None])
+        keys.append(key_SC.clip(0)[:, None, :] * key_heads + np.arange(key_heads)[None, :, None])
+        real.append(np.broadcast_to(own_SQ[:, None, None, :] >= 0, queries[-1].shape))
         mask = _mask(before[members], longest, deepest, window, like)
-        each.append(Group(len(members), longest, deepest + longest, mask))
-    query_A, key_B = (np.concatenate([tokens.ravel() for tokens in all_of]) for all_of in (queries, keys))
-    real = np.flatnonzero(query_A >= 0)
-    output_T = np.empty(len(real), dtype=np.int64)
-    output_T[query_A[real]] = real
-    tokens = (torch.from_numpy(found).to(like.device) for found in (query_A.clip(0), key_B.clip(0), output_T))
-    return Groups(tuple(each), *tokens)
+        mask = mask[:, None, None].expand(len(members), key_heads, len(head_HR[0]), *mask.shape[1:]).flatten(0, 1)
+        causal = deepest == 0 and (window is None or window >= longest)
+        each.append(Group(len(members) * key_heads, len(head_HR[0]), longest, deepest + longest, mask, causal))
+    query_A, key_B, real_A = (np.concatenate([rows.ravel() for rows in found]) for found in (queries, keys, real))
+    output_O = np.empty(int(real_A.sum()), dtype=np.int64)
+    output_O[query_A[real_A]] = np.flatnonzero(real_A)
+    return Groups(tuple(each), *(torch.from_numpy(rows).to(like.device) for rows in (query_A, key_B, output_O)))
 
 
 def _alike(own: np.ndarray, before: np.ndarray) -> list[list[int]]:
@@ -137,16 +129,16 @@ def _padded(tokens: np.ndarray, length: int) -> np.ndarray:
     return np.concatenate([tokens, padding] if length >= 0 else [padding, tokens])
 
 
-def _mask(before_S: Sequence[int], queries: int, deepest: int, window: int | None, like: Tensor) -> Tensor | None:
-    """Additive mask of a group. What is masked out is finite, or a whole block of it would give no number."""
+def _mask(before_S: Sequence[int], queries: int, deepest: int, window: int | None, like: Tensor) -> Tensor:
+    """Additive mask (S, Q, C) of a group, with one row for all segments where they are alike. What is masked out is
+    finite, or a whole block of it would give no number."""
     keys = deepest + queries
-    if deepest == 0 and (window is None or window >= keys):
-        return None
     distance_QC = deepest + torch.arange(queries)[:, None] - torch.arange(keys)[None, :]
-    seen_QC = distance_QC >= 0
+    seen_SQC = (distance_QC >= 0)[None]
     if window is not None:
-        seen_QC &= distance_QC < window
-    real_SC = torch.arange(keys)[None, :] >= deepest - torch.as_tensor(before_S)[:, None]
-    seen_SQC = seen_QC[None] & real_SC[:, None]
-    mask = torch.zeros(seen_SQC.shape, dtype=like.dtype).masked_fill_(~seen_SQC, torch.finfo(like.dtype).min / 2)
-    return mask[:, None].to(like.device)
+        seen_SQC = seen_SQC & (distance_QC < window)
+    if min(before_S) < deepest:
+        first_S = deepest - torch.as_tensor(before_S)
+        seen_SQC = seen_SQC & (torch.arange(keys) >= first_S[:, None])[:, None]
+    mask = torch.zeros(seen_SQC.shape, dtype=like.dtype)
+    return mask.masked_fill_(~seen_SQC, torch.finfo(like.dtype).min / 2).to(like.device)

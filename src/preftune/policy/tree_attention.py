@@ -5,8 +5,8 @@ corner aligned, so no mask over the whole batch ever exists; segments of like si
 the keyword argument `tree` of the model's forward (never in a context variable: gradient checkpointing runs the forward
 again during backward).
 
-Tensor names carry their shape: H heads, G key-value heads, T tokens of the batch, D head size; S segments of a group,
-Q queries and C keys of each.
+Tensor names carry their shape: H heads, G key-value heads, T tokens of the batch, D head size; of a group of segments,
+N segments times key-value heads, R heads that share one, Q queries and C keys.
 """
 
 from __future__ import annotations
@@ -79,84 +79,77 @@ def tree_attention(
     plain = softcap is None and s_aux is None
     if plain and fits(query_1HTD, dropout):
         return varlen_attention(query_1HTD, key_1GTD, value_1GTD, tree, scaling, sliding_window), None
-    groups = groups_of(tree, sliding_window, query_1HTD)
-    # gathered once for all groups: the backward of a gather fills a whole row
-    gathered = (
-        x[0].transpose(0, 1).index_select(0, tokens)
-        for x, tokens in ((query_1HTD, groups.query_A), (key_1GTD, groups.key_B), (value_1GTD, groups.key_B))
+    heads, key_heads = query_1HTD.shape[1], key_1GTD.shape[1]
+    groups = groups_of(tree, heads, key_heads, sliding_window, query_1HTD)
+    # rows of a head's size, gathered once for all groups: the backward of a gather fills a whole batch
+    query_AD, key_BD, value_BD = (
+        x[0].transpose(0, 1).flatten(0, 1).index_select(0, rows)
+        for x, rows in ((query_1HTD, groups.query_A), (key_1GTD, groups.key_B), (value_1GTD, groups.key_B))
     )
-    queries = [group.segments * group.queries for group in groups.each]
-    keys = [group.segments * group.keys for group in groups.each]
+    queries = [group.batch * group.shared * group.queries for group in groups.each]
+    keys = [group.batch * group.keys for group in groups.each]
+    pieces = query_AD.split(queries), key_BD.split(keys), value_BD.split(keys)
     outputs = []
-    pieces = (x.split(lengths) for x, lengths in zip(gathered, (queries, keys, keys), strict=True))
-    for group, *three in zip(groups.each, *pieces, strict=True):
-        query, key, value = (x.unflatten(0, (group.segments, -1)).transpose(1, 2) for x in three)
-        if plain:
-            output = _sdpa(query, key, value, group, dropout, scaling)
+    for group, query, key, value in zip(groups.each, *pieces, strict=True):
+        query_NRQD = query.view(group.batch, group.shared, group.queries, -1)
+        key_NCD, value_NCD = (x.view(group.batch, group.keys, -1) for x in (key, value))
+        if not plain:
+            sinks = None if s_aux is None else s_aux.view(key_heads, -1).repeat(group.batch // key_heads, 1)
+            output = _explicit(query_NRQD, key_NCD, value_NCD, group, scaling, dropout, softcap, sinks)
+        elif query.device.type == "cpu" and not dropout and group.mask_NRQC.numel() <= CACHED:
+            output = _in_cache(query_NRQD, key_NCD, value_NCD, group, scaling)
         else:
-            output = _explicit(query, key, value, group.mask_S1QC, scaling, dropout, softcap, s_aux)
-        outputs.append(output.transpose(1, 2).flatten(0, 1))
-    return torch.cat(outputs).index_select(0, groups.output_T)[None], None
+            output = _sdpa(query_NRQD, key_NCD, value_NCD, group, dropout, scaling)
+        outputs.append(output.flatten(0, -2))
+    output_OD = torch.cat(outputs).index_select(0, groups.output_O)
+    return output_OD.view(1, -1, heads, output_OD.shape[1]), None
 
 
-def _sdpa(query: Tensor, key: Tensor, value: Tensor, group: Group, dropout: float, scaling: float) -> Tensor:
-    """Attention by torch's own kernels; that of the CPU takes fewer key-value heads as they are."""
-    native = query.device.type == "cpu"
-    if native and not dropout and query.shape[1] * group.scores <= CACHED:
-        return _in_cache(query, key, value, group, scaling)
-    key, value = (x if native else _expanded(x, query) for x in (key, value))
-    mask = group.mask_S1QC
+def _sdpa(
+    query_NRQD: Tensor, key_NCD: Tensor, value_NCD: Tensor, group: Group, dropout: float, scaling: float
+) -> Tensor:
+    """Attention by torch's own kernels; that of the CPU takes shared keys as they are."""
+    native = query_NRQD.device.type == "cpu"
+    shape = -1, 1 if native else group.shared, -1, -1
+    key, value = (x[:, None].expand(shape) for x in (key_NCD, value_NCD))
+    mask = None if group.causal else group.mask_NRQC
     return scaled_dot_product_attention(
-        query, key, value, mask, dropout, is_causal=mask is None, scale=scaling, enable_gqa=native
+        query_NRQD, key, value, mask, dropout, is_causal=group.causal, scale=scaling, enable_gqa=native
     )
 
 
-def _in_cache(query_SHQD: Tensor, key_SGCD: Tensor, value_SGCD: Tensor, group: Group, scaling: float) -> Tensor:
+def _in_cache(query_NRQD: Tensor, key_NCD: Tensor, value_NCD: Tensor, group: Group, scaling: float) -> Tensor:
     """Attention whose scores stay in the processor's cache: plain products, of which the backward keeps the weights
     instead of computing them again, at about half the time of the flash kernel's."""
-    segments, heads, queries, _ = query_SHQD.shape
-    shared = heads // key_SGCD.shape[1]  # queries that share a key, as rows of one product: N = S * G, R = shared * Q
-    query_NRD = query_SHQD.unflatten(1, (-1, shared)).flatten(2, 3).flatten(0, 1)
-    key_NCD, value_NCD = key_SGCD.flatten(0, 1), value_SGCD.flatten(0, 1)
-    mask_NRC = group.mask_of_rows(key_SGCD.shape[1], shared, query_SHQD)
-    weights_NRC = torch.baddbmm(mask_NRC, query_NRD, key_NCD.transpose(1, 2), alpha=scaling).softmax(dim=2)
-    return (weights_NRC @ value_NCD).view(segments, heads, queries, -1)
-
-
-def _expanded(x_SGCD: Tensor, query_SHQD: Tensor) -> Tensor:
-    """Key-value heads, one for each head of the queries."""
-    groups = query_SHQD.shape[1] // x_SGCD.shape[1]
-    return x_SGCD if groups == 1 else x_SGCD.repeat_interleave(groups, dim=1)
+    rows = group.batch, group.shared * group.queries
+    scores = torch.baddbmm(
+        group.mask_NRQC.reshape(*rows, -1), query_NRQD.view(*rows, -1), key_NCD.transpose(1, 2), alpha=scaling
+    )
+    return (scores.softmax(dim=2) @ value_NCD).view(*query_NRQD.shape[:3], -1)
 
 
 def _explicit(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask_S1QC: Tensor | None,
+    query_NRQD: Tensor,
+    key_NCD: Tensor,
+    value_NCD: Tensor,
+    group: Group,
     scaling: float,
     dropout: float,
     softcap: float | None,
-    s_aux: Tensor | None,
+    sink_NR: Tensor | None,
 ) -> Tensor:
     """Attention of a group with soft-capped scores or sinks, which no fused kernel on every device has."""
-    key, value = _expanded(key, query), _expanded(value, query)
-    scores_SHQC = query @ key.transpose(2, 3) * scaling
+    scores_NRQC = query_NRQD @ key_NCD[:, None].transpose(2, 3) * scaling
     if softcap is not None:
-        scores_SHQC = softcap * torch.tanh(scores_SHQC / softcap)
-    if mask_S1QC is None:
-        queries = scores_SHQC.shape[2]
-        above = torch.ones(queries, queries, dtype=torch.bool, device=query.device).triu(1)
-        scores_SHQC = scores_SHQC.masked_fill(above, -math.inf)
-    else:
-        scores_SHQC = scores_SHQC + mask_S1QC
-    if s_aux is not None:
-        sinks = s_aux.reshape(1, -1, 1, 1).expand(len(query), -1, scores_SHQC.shape[2], 1).to(scores_SHQC.dtype)
-        scores_SHQC = torch.cat([scores_SHQC, sinks], dim=3)
-    weights_SHQC = scores_SHQC.float().softmax(dim=3).to(value.dtype)
-    if s_aux is not None:
-        weights_SHQC = weights_SHQC[..., :-1]
-    return drop(weights_SHQC, dropout, training=dropout > 0) @ value
+        scores_NRQC = softcap * torch.tanh(scores_NRQC / softcap)
+    scores_NRQC = scores_NRQC + group.mask_NRQC
+    if sink_NR is not None:
+        sinks = sink_NR[:, :, None, None].expand(-1, -1, group.queries, 1).to(scores_NRQC.dtype)
+        scores_NRQC = torch.cat([scores_NRQC, sinks], dim=3)
+    weights_NRQC = scores_NRQC.float().softmax(dim=3).to(value_NCD.dtype)
+    if sink_NR is not None:
+        weights_NRQC = weights_NRQC[..., :-1]
+    return drop(weights_NRQC, dropout, training=dropout > 0) @ value_NCD[:, None]
 
 
 def _no_mask(*args: Any, **kwargs: Any) -> None:
