@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from torch.nn.functional import dropout as drop
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
-from transformers.masking_utils import AttentionMaskInterface
 
 from preftune.data.packing import Tree
 from preftune.policy.segment_groups import Group, groups_of
@@ -152,9 +151,4 @@ def _explicit(
     return drop(weights_NRQC, dropout, training=dropout > 0) @ value_NCD[:, None]
 
 
-def _no_mask(*args: Any, **kwargs: Any) -> None:
-    """The mask that transformers would build: none, since the tree is the mask."""
-
-
 AttentionInterface.register(NAME, tree_attention)
-AttentionMaskInterface.register(NAME, _no_mask)
