@@ -37,7 +37,7 @@ def preftune(setting: Setting, stored: bool = False, precision: str = "no") -> t
     from preftune.policy.policy import PolicyModule
     from preftune.policy.reference import FrozenReference, Reference
     from preftune.training.optim import OptimConfig, optimizer
-    from preftune.training.references import stored_reference
+    from preftune.training.references import Forwards, stored_reference
     from preftune.training.step import Micro, Step
 
     AcceleratorState._reset_state(reset_partial_state=True)
@@ -50,8 +50,8 @@ def preftune(setting: Setting, stored: bool = False, precision: str = "no") -> t
     reference: Reference = frozen
     if stored:
         with tempfile.TemporaryDirectory() as folder:
-            make = lambda examples: Micro(examples, pack(examples))  # noqa: E731
-            reference = stored_reference(frozen, other, batches, make, Path(folder), precision)
+            forwards = Forwards(lambda examples: Micro(examples, pack(examples)))
+            reference = stored_reference(frozen, [setting.examples], forwards, precision, Path(folder))
     adamw = optimizer(module, OptimConfig(), LEARNING_RATE)
     prepared, adamw = accelerator.prepare(module, adamw)
     terms = registry.terms({"name": "dpo", "beta": BETA})

@@ -23,7 +23,8 @@ from preftune.objectives.beta_dpo import BetaDPO
 from preftune.objectives.dpo import DPO
 from preftune.objectives.dr_dpo import DrDPO
 from preftune.policy.policy import PolicyModule, logps
-from preftune.policy.reference import StoredReference, example_key
+from preftune.policy.reference import StoredReference
+from preftune.policy.stored import Shards, keys_of
 from preftune.training.step import Micro, Step
 
 numbers = st.floats(-20, 20)
@@ -143,7 +144,7 @@ def test_rounding_does_not_say_which_pairs_stand_out(keep, decay):
 
 
 @pytest.mark.parametrize("keep", ["drawn", "likeliest"])
-def test_cutting_the_first_batch_keeps_the_same_pairs(keep):
+def test_cutting_the_first_batch_keeps_the_same_pairs(keep, tmp_path):
     """A stored reference that is the policy up to 1e-6 nats, and padded rows, which round by how long others are."""
     sizes = np.random.default_rng(0).integers(1, 12, (16, 3))
     examples = [miniatures.pair(*map(int, size), row) for row, size in zip(range(40, 56), sizes, strict=True)]
@@ -152,11 +153,12 @@ def test_cutting_the_first_batch_keeps_the_same_pairs(keep):
     found = []
     for seed, cut in enumerate((1, 3, 16)):
         noise = torch.Generator().manual_seed(seed)
-        stored = {}
+        stored = Shards(tmp_path / str(cut))
         for example in examples:
             with torch.no_grad():
                 logps_K = logps(policy, pad([example])).logps_K
-            stored[example_key(example)] = (logps_K + 1e-6 * torch.randn(len(logps_K), generator=noise)).numpy()
+            rounded_K = (logps_K + 1e-6 * torch.randn(len(logps_K), generator=noise)).numpy()
+            stored.write(keys_of([example]), np.array([len(rounded_K)]), rounded_K)
         step = Step(policy, StoredReference(stored), term, Accelerator(cpu=True), seed=0)
         cuts = [examples[at : at + cut] for at in range(0, 16, cut)]
         micros = [Micro(each, pad(each)) for each in cuts]

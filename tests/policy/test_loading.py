@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,11 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
+from preftune.data.packing import pack
 from preftune.errors import PreftuneError
+from preftune.policy.layout import tree_error
 from preftune.policy.loading import Loaded, LoraConfig, ModelConfig, adapt, built_in_folder, check_path, load
+from preftune.policy.policy import PolicyModule, logps
 from preftune.policy.reference import weights_hash
 
 WORDS = ["the plot was good .", "the plot was bad ."]
@@ -60,7 +64,8 @@ def test_weights_that_train_are_float32_and_frozen_ones_stay_as_stored(folder, f
 def test_adapters_are_a_function_of_the_seed_and_start_as_nothing(folder):
     fields = {"path": str(folder), "lora": {"r": 2}}
     first, again, other = (get(seed, **fields).lm for seed in (0, 0, 1))
-    assert weights_hash(first) == weights_hash(again) != weights_hash(other)
+    ours, same, others = (weights_hash(lm.state_dict()) for lm in (first, again, other))
+    assert ours == same != others
     assert all(not p.any() for name, p in first.named_parameters() if "lora_B" in name)
 
 
@@ -117,7 +122,8 @@ def test_a_tokenizer_of_its_own_is_taken(folder):
 def test_a_scratch_model_is_a_function_of_the_seed():
     sizes = {"vocab_size": 300, "hidden_size": 32, "layers": 1, "heads": 2, "context": 64}
     first, again, other = (get(seed, path="scratch:qwen3", scratch=sizes).lm for seed in (0, 0, 1))
-    assert weights_hash(first) == weights_hash(again) != weights_hash(other)
+    ours, same, others = (weights_hash(lm.state_dict()) for lm in (first, again, other))
+    assert ours == same != others
 
 
 def damaged(folder: Path, what: str) -> None:
@@ -161,6 +167,36 @@ def test_a_model_that_is_not_there_is_refused_without_loading(path):
 def test_quantised_weights_cannot_train():
     with pytest.raises(PreftuneError, match=r"add model\.lora"):
         check_path(ModelConfig(quantize="4bit"))
+
+
+INSTALLED = importlib.util.find_spec("bitsandbytes") is not None
+
+
+@pytest.mark.skipif(INSTALLED, reason="bitsandbytes is installed")
+def test_quantised_weights_without_their_package_are_refused_with_the_command_that_installs_it():
+    with pytest.raises(
+        PreftuneError, match=r"model\.quantize=8bit needs bitsandbytes: pip install 'preftune\[quant\]'"
+    ):
+        check_path(ModelConfig(quantize="8bit", lora=LoraConfig()))
+
+
+@pytest.mark.skipif(not INSTALLED, reason="bitsandbytes is not installed")
+@pytest.mark.parametrize(("quantize", "share"), [("4bit", 0.25), ("8bit", 0.5)])
+def test_a_quantised_base_is_small_exact_on_trees_and_passes_gradients_without_a_word(tmp_path, quantize, share, capfd):
+    tokenizer = AutoTokenizer.from_pretrained(built_in_folder())
+    miniatures.build(
+        "qwen2", vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128
+    ).bfloat16().save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    loaded: Any = get(path=str(tmp_path), quantize=quantize, dtype="fp32", lora={"r": 2}).lm
+    frozen = loaded.base_model.model.model.layers[0].mlp.up_proj.base_layer.weight
+    assert frozen.nbytes == share * 2 * 64 * 128
+    policy = PolicyModule(loaded, "tree")
+    # 8-bit products look at all rows of a forward for outliers, so other rows beside one change it
+    assert tree_error(policy) < (1e-4 if quantize == "4bit" else 0.5)
+    logps(policy.train(), pack(miniatures.pairs())).logps_K.sum().backward()
+    assert all(p.grad is not None and p.grad.any() for n, p in policy.named_parameters() if "lora_B" in n)
+    assert "MatMul8bitLt" not in capfd.readouterr().err
 
 
 def test_weights_that_are_not_all_there_are_refused(folder):

@@ -1,42 +1,30 @@
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import miniatures
-import numpy as np
 import pytest
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import AutoTokenizer
 
-from preftune.data.examples import Example, Response
-from preftune.data.packing import PackedBatch, pack
+from preftune.data.packing import pack
 from preftune.errors import PreftuneError
-from preftune.objectives.batch import LogProbs, Role
 from preftune.policy.loading import LoraConfig, ModelConfig, adapt, built_in_folder
 from preftune.policy.policy import PolicyModule, logps
 from preftune.policy.reference import (
     AdapterOffReference,
     FrozenReference,
-    Reference,
     ReferenceConfig,
-    StoredReference,
-    example_key,
-    read_stored,
+    StartReference,
+    base_weights,
     weights_hash,
-    write_stored,
 )
-from preftune.training.references import adapter_off_is_the_start, live_reference, reference_for, stored_reference
-from preftune.training.step import Micro
+from preftune.training.references import adapter_off_is_the_start, live_reference, reference_for
 
 CPU = torch.device("cpu")
-
-
-def prepare(examples: Sequence[Example]) -> Micro:
-    return Micro(examples, pack(examples))
 
 
 def disturb(lm: torch.nn.Module, part: str = "", by: float = 0.3) -> None:
@@ -52,17 +40,6 @@ def adapted(bias: Any = "none", **overrides: Any) -> Any:
     return adapt(
         miniatures.build("qwen2", **overrides), ModelConfig(lora=LoraConfig(r=4, bias=bias, dropout=0.3)), seed=0
     )
-
-
-class Counting(Reference):
-    """Counts the examples that a live reference is asked for."""
-
-    def __init__(self, inner: Reference) -> None:
-        self.inner, self.asked = inner, 0
-
-    def logps(self, batch: PackedBatch, examples: Sequence[Example]) -> LogProbs:
-        self.asked += len(examples)
-        return self.inner.logps(batch, examples)
 
 
 def test_a_frozen_copy_stays_where_the_policy_started():
@@ -143,114 +120,63 @@ def test_the_policy_trains_on_after_a_reference_pass_that_failed():
     assert not any(m.disable_adapters for m in policy.modules() if isinstance(m, BaseTunerLayer))
 
 
-def test_stored_log_probs_equal_live_ones_in_any_order_and_grouping(tmp_path):
-    policy = PolicyModule(miniatures.build("mistral"), "tree")
-    live = FrozenReference.copy_of(policy)
-    examples = miniatures.forest()
-    micros = [examples[:2], examples[2:]]
-    stored = stored_reference(live, policy.lm, micros, prepare, tmp_path, "no")
-    for micro in (*micros, examples[::-1], [examples[3], examples[0]]):
-        found_K = stored.logps(pack(micro), micro).logps_K
-        expected_K = live.logps(pack(micro), micro).logps_K
-        torch.testing.assert_close(found_K, expected_K, rtol=0, atol=1e-6)
-    for micro in micros:
-        assert torch.equal(stored.logps(pack(micro), micro).logps_K, live.logps(pack(micro), micro).logps_K)
-
-
-def test_what_is_stored_is_not_computed_again_in_any_order(tmp_path):
-    policy = PolicyModule(miniatures.build("llama"), "tree")
-    live = Counting(FrozenReference.copy_of(policy))
-    examples = miniatures.pairs()
-    stored_reference(live, policy.lm, [examples], prepare, tmp_path, "no")
-    assert live.asked == len(examples)
-    stored_reference(live, policy.lm, [[e] for e in examples[::-1]], prepare, tmp_path, "no")
-    assert live.asked == len(examples)
-
-
-def changed(example: Example, what: str) -> Example:
-    first, *others = example.responses
-    ids = first.ids.copy()
-    ids[-1] += 1
-    keep = np.arange(len(first.ids)) > 0
-    changes = {
-        "a response token": replace(example, responses=(replace(first, ids=ids), *others)),
-        "a prompt token": replace(example, prompt=example.prompt[::-1].copy()),
-        "a target": replace(example, responses=(replace(first, targets=keep), *others)),
-        "the order of responses": replace(example, responses=example.responses[::-1]),
-        "where the prompt ends": replace(
-            example,
-            prompt=example.prompt[:-1],
-            responses=(replace(first, ids=np.concatenate([example.prompt[-1:], first.ids])), *others),
-        ),
-    }
-    return changes[what]
-
-
-@pytest.mark.parametrize(
-    "what", ["a response token", "a prompt token", "a target", "the order of responses", "where the prompt ends"]
-)
-def test_any_change_of_tokens_misses(tmp_path, what):
-    policy = PolicyModule(miniatures.build("llama"), "tree")
-    live = Counting(FrozenReference.copy_of(policy))
-    example = miniatures.pair(11, 7, 5, 0)
-    stored_reference(live, policy.lm, [[example]], prepare, tmp_path, "no")
-    other = changed(example, what)
-    assert example_key(other) != example_key(example)
-    stored = stored_reference(live, policy.lm, [[example], [other]], prepare, tmp_path, "no")
-    assert live.asked == 2
-    for one in (example, other):
-        expected_K = live.logps(pack([one]), [one]).logps_K
-        assert torch.equal(stored.logps(pack([one]), [one]).logps_K, expected_K)
-
-
-def test_what_is_no_token_hits(tmp_path):
-    example = miniatures.pair(4, 3, 2, 0)
-    first, second = example.responses
-    relabelled = (Response(first.ids, Role.RANKED, score=3.0), second)
-    assert example_key(replace(example, responses=relabelled, row=9, weight=2.0)) == example_key(example)
-
-
-@pytest.mark.parametrize("what", ["a weight", "the precision of the weights", "the precision of the run"])
-def test_another_model_or_precision_misses(tmp_path, what):
-    lm = miniatures.build("llama")
-    live = Counting(FrozenReference.copy_of(PolicyModule(lm, "tree")))
-    example = miniatures.pair(11, 7, 5, 0)
-    stored_reference(live, lm, [[example]], prepare, tmp_path, "no")
-    if what == "a weight":
-        with torch.no_grad():
-            lm.lm_head.weight[0, 0] += 1e-6
-    elif what == "the precision of the weights":
-        lm.double()
-    stored_reference(live, lm, [[example]], prepare, tmp_path, "bf16" if what == "the precision of the run" else "no")
-    assert live.asked == 2
-    assert len(list(tmp_path.iterdir())) == 2
-
-
 def test_the_hash_of_weights_knows_names_shapes_and_scalars():
-    module = torch.nn.Module()
-    module.register_buffer("scalar", torch.tensor(1.0))
-    module.register_buffer("row", torch.arange(6.0))
-    first = weights_hash(module)
-    assert weights_hash(module) == first
-    module.register_buffer("scalar", torch.tensor(2.0))
-    assert weights_hash(module) != first
-    module.register_buffer("scalar", torch.tensor(1.0))
-    module.register_buffer("row", torch.arange(6.0).view(2, 3))
-    assert weights_hash(module) != first
+    def named(**weights: torch.Tensor) -> str:
+        return weights_hash(weights)
+
+    scalar, row = torch.tensor(1.0), torch.arange(6.0)
+    first = named(scalar=scalar, row=row)
+    assert named(row=row.clone(), scalar=scalar) == first, "order is no matter"
+    others = [
+        named(scalar=torch.tensor(2.0), row=row),
+        named(scalar=scalar, row=row.view(2, 3)),
+        named(scalar=scalar, row=row.double()),
+        named(scalar=scalar, row=row.view(torch.int32)),
+        named(scalar=scalar, line=row),
+        named(scalar=scalar),
+        named(),
+    ]
+    assert len({first, *others}) == 1 + len(others)
 
 
-def test_stored_files_are_whole_or_absent(tmp_path):
-    path = tmp_path / "deep" / "values.safetensors"
-    assert read_stored(path) == {}
-    write_stored(path, {"a": np.arange(3, dtype=np.float32)})
-    assert read_stored(path)["a"].tolist() == [0, 1, 2]
-    assert [p.name for p in path.parent.iterdir()] == ["values.safetensors"]
+def test_the_hash_of_weights_reads_views_and_empty_ones_and_every_byte(monkeypatch):
+    monkeypatch.setattr("preftune.policy.reference.HASHED_AT_ONCE", 64)
+    whole = torch.arange(1000.0).view(40, 25)
+    first = weights_hash({"w": whole.t(), "none": torch.empty(0, 3)})
+    assert first == weights_hash({"w": whole.t().contiguous(), "none": torch.empty(0, 3)})
+    for at in (0, 500, 999):
+        other = whole.t().contiguous()
+        other.view(-1)[at] += 1
+        assert weights_hash({"w": other, "none": torch.empty(0, 3)}) != first
 
 
-def test_stored_log_probs_carry_no_gradient():
-    example = miniatures.pair(4, 3, 2, 0)
-    stored = StoredReference({example_key(example): np.zeros(5, dtype=np.float32)})
-    assert not stored.logps(pack([example]), [example]).logps_K.requires_grad
+def test_an_adapter_is_no_part_of_the_weights_of_its_base():
+    plain, lm = miniatures.build("qwen2"), adapted()
+    weights = AdapterOffReference(PolicyModule(lm, "tree"), PolicyModule(lm, "tree")).weights()
+    assert sorted(weights) == sorted(plain.state_dict())
+    expected = weights_hash(plain.state_dict())
+    assert weights_hash(weights) == expected
+    disturb(lm)
+    assert weights_hash(base_weights(lm)) == expected
+    with torch.no_grad():
+        next(p for name, p in lm.named_parameters() if "base_layer" in name)[0, 0] += 1e-6
+    assert weights_hash(base_weights(lm)) != expected
+    assert weights_hash(base_weights(plain)) == expected
+
+
+def test_log_probs_to_store_take_no_second_model():
+    lm = miniatures.build("llama", attention_dropout=0.5)
+    policy = PolicyModule(lm, "tree").train()
+    assert live_reference(ReferenceConfig(kind="stored"), ModelConfig(), policy, CPU) is None
+    reference = reference_for(None, policy, policy)
+    assert isinstance(reference, StartReference)
+    assert reference.module is policy
+    batch, examples = pack(miniatures.pairs()), miniatures.pairs()
+    found_K = reference.logps(batch, examples).logps_K
+    assert not found_K.requires_grad
+    assert torch.equal(found_K, FrozenReference.copy_of(policy).logps(batch, examples).logps_K)
+    assert policy.training
+    assert all(p.requires_grad for p in lm.parameters())
 
 
 def saved(folder: Path, model_type: str) -> str:

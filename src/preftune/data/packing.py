@@ -79,6 +79,7 @@ class PackedBatch:
         confidence_E: probability that chosen is better.
         gap_E: rated difference; NaN where there is none.
         token: further values per target, each of shape K; NaN where a response has none.
+        at_hand: the same batch on the host, if this one is on another device.
     """
 
     ids_T: Tensor
@@ -100,6 +101,7 @@ class PackedBatch:
     tree: Tree | None
     row_length: int | None
     real_tokens: int
+    at_hand: PackedBatch | None = None
 
     @property
     def examples(self) -> int:
@@ -121,6 +123,8 @@ class PackedBatch:
         if self.tree is not None and self.tree.read_T is not None:
             moved["tree"] = replace(self.tree, read_T=self.tree.read_T.to(device, non_blocking=True))
         moved["token"] = {name: value.to(device, non_blocking=True) for name, value in self.token.items()}
+        if torch.device(device).type != self.ids_T.device.type:
+            moved["at_hand"] = self
         return replace(self, **moved)  # type: ignore[arg-type]
 
 
@@ -229,6 +233,7 @@ def join(batches: Sequence[PackedBatch]) -> PackedBatch | PlainBatch:
         gap_E=cat("gap_E"),
         row_E=cat("row_E"),
         token={name: torch.cat([values(batch, name) for batch in batches]) for name in names},
+        at_hand=None if batches[0].at_hand is None else join([b.at_hand for b in batches if b.at_hand is not None]),
     )
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from preftune.errors import PreftuneError
-from preftune.objectives.batch import Batch, LogProbs, PlainBatch, Role, swapped
+from preftune.objectives.batch import Batch, LogProbs, PlainBatch, Role, at_hand, swapped
 
 State = Mapping[str, Tensor]
 DataKind = Literal["pairs", "labels", "rankings", "demonstrations"]
@@ -265,7 +265,7 @@ def softened(outcome: Callable[[Batch], Outcome], batch: Batch) -> Outcome:
     """
     p_E = batch.confidence_E
     right = outcome(batch)
-    if bool((p_E == 1).all()):
+    if bool((at_hand(batch).confidence_E == 1).all()):
         return right
     wrong = outcome(swapped(batch))
     return replace(right, loss_E=p_E * right.loss_E + (1 - p_E) * wrong.loss_E)
@@ -273,7 +273,7 @@ def softened(outcome: Callable[[Batch], Outcome], batch: Batch) -> Outcome:
 
 def refuse_doubt(objective: Objective, batch: Batch) -> None:
     """Raise PreftuneError if any label is less than certain; for objectives that cannot use the probability."""
-    if not bool((batch.confidence_E == 1).all()):
+    if not bool((at_hand(batch).confidence_E == 1).all()):
         raise PreftuneError(
             f"{type(objective).__name__} takes labels as certain, but the data has confidences below 1: set "
             "modifiers.confidence to weight or ignore"

@@ -5,7 +5,7 @@ Tensor names carry their shape: K targets (response tokens), R responses, E exam
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from enum import IntEnum
 from typing import Protocol
@@ -67,6 +67,11 @@ class Batch(Protocol):
     def token(self) -> Mapping[str, Tensor]:
         """Further values per target (old log-probs, advantages, returns), each of shape K."""
 
+    @property
+    def at_hand(self) -> Batch | None:
+        """The same batch on the host, where a question about it makes no device wait (see `at_hand`); None if it is
+        there."""
+
 
 @dataclass(frozen=True)
 class LogProbs:
@@ -118,10 +123,31 @@ class PlainBatch:
     gap_E: Tensor
     token: Mapping[str, Tensor] = field(default_factory=dict)
     row_E: Tensor = None  # type: ignore[assignment]  # never None once constructed
+    at_hand: Batch | None = None
 
     def __post_init__(self) -> None:
         if self.row_E is None:
             object.__setattr__(self, "row_E", torch.arange(len(self.weight_E), device=self.weight_E.device))
+
+
+def at_hand(batch: Batch) -> Batch:
+    """The batch where its values can be asked for: what shapes and messages depend on is read there."""
+    return batch if batch.at_hand is None else batch.at_hand
+
+
+def beside(value: Tensor, like: Tensor) -> Tensor:
+    """A value from the host on the device of another, without a wait."""
+    if like.device == value.device:
+        return value
+    if like.device.type == "cuda":
+        value = value.pin_memory()  # or the copy would wait for everything before it
+    return value.to(like.device, non_blocking=True)
+
+
+def changed(batch: Batch, change: Callable[[Batch], Mapping[str, Tensor]]) -> Batch:
+    """The batch with other fields, which `change` makes of it; and so on the host."""
+    other = None if batch.at_hand is None else changed(batch.at_hand, change)
+    return replace(batch, **change(batch), at_hand=other)  # type: ignore[type-var]
 
 
 def pair_indices(batch: Batch) -> tuple[Tensor, Tensor]:
@@ -142,21 +168,27 @@ def pair_indices(batch: Batch) -> tuple[Tensor, Tensor]:
 
 def role_indices(batch: Batch, role: Role) -> Tensor:
     """Indices of all responses of one role, ordered by example."""
-    found = torch.nonzero(batch.role_R == int(role)).squeeze(1)
-    return found[torch.argsort(batch.example_R[found], stable=True)]
+    known = at_hand(batch)
+    found = torch.nonzero(known.role_R == int(role)).squeeze(1)
+    return beside(found[torch.argsort(known.example_R[found], stable=True)], batch.role_R)
 
 
 def scores_R(batch: Batch) -> Tensor:
     """How good each response is: its score if it is labelled (1 good, 0 bad) or ranked (higher is better), 1 if chosen,
     0 if rejected; NaN for baselines. Shape R."""
-    score_R = batch.score_R.clone()
+    score_R = batch.score_R
     for role, score in ((Role.CHOSEN, 1.0), (Role.REJECTED, 0.0), (Role.BASELINE, torch.nan)):
-        score_R[batch.role_R == role] = score
+        score_R = torch.where(batch.role_R == role, score, score_R)
     return score_R
 
 
 def swapped(batch: Batch) -> Batch:
     """The batch with the opposite labels: chosen for rejected, p for 1 - p, gap for -gap."""
-    role_R = batch.role_R.clone()
-    role_R[batch.role_R == Role.CHOSEN], role_R[batch.role_R == Role.REJECTED] = int(Role.REJECTED), int(Role.CHOSEN)
-    return replace(batch, role_R=role_R, confidence_E=1 - batch.confidence_E, gap_E=-batch.gap_E)  # type: ignore[type-var]
+
+    def opposite(batch: Batch) -> dict[str, Tensor]:
+        role_R = batch.role_R
+        to_R = torch.where(role_R == Role.REJECTED, int(Role.CHOSEN), role_R)
+        to_R = torch.where(role_R == Role.CHOSEN, int(Role.REJECTED), to_R)
+        return {"role_R": to_R, "confidence_E": 1 - batch.confidence_E, "gap_E": -batch.gap_E}
+
+    return changed(batch, opposite)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from preftune.objectives.base import Confidence, Objective, Outcome, State, check, check_positive, refuse_doubt
-from preftune.objectives.batch import Batch, LogProbs, pair_indices
+from preftune.objectives.batch import Batch, LogProbs, at_hand, beside, pair_indices
 from preftune.objectives.coupled import refuse_few, total, weighted_mean
 from preftune.objectives.tokens import ratios_R
 
@@ -129,10 +129,15 @@ class BetaDPO(Objective):
 
     def _kept_E(self, gap_E: Tensor, batch: Batch, after: State) -> Tensor:
         """1 for the pairs that are kept, 0 for the others; float."""
-        device, gap_E, counts_E = gap_E.device, gap_E.cpu(), (batch.weight_E > 0).cpu()
-        # in float64: against a spread that still grows, a pair may be thousands of deviations away
-        mean, sd = (after[name].cpu().double() for name in ("mean", "sd"))
-        distance_E, chance_E = (gap_E.double() - mean).abs(), _gumbel_E(int(after["step"]), batch.row_E)
+        device, known = gap_E.device, at_hand(batch)
+        mean, sd, counts_E = after["mean"], after["sd"], batch.weight_E > 0
+        if device.type == "mps":
+            gap_E, mean, sd, counts_E = (each.cpu() for each in (gap_E, mean, sd, counts_E))
+        # in float64, which MPS lacks: against a spread that still grows, a pair may be thousands of deviations away
+        mean, sd = mean.double(), sd.double()
+        # the step stays on the host, where `init` counts from
+        distance_E, chance_E = (gap_E.double() - mean).abs(), _gumbel_E(int(after["step"]), known.row_E)
+        chance_E = beside(chance_E, gap_E)
         if self.keep == "drawn":  # the largest of log-weight plus Gumbel noise are a draw without replacement
             key_E = chance_E - (distance_E / sd.clamp(min=self.spread_min)) ** 2 / 2
         else:
@@ -141,7 +146,7 @@ class BetaDPO(Objective):
         order_E = torch.argsort(chance_E, descending=True)
         order_E = order_E[torch.argsort(key_E[order_E], descending=True, stable=True)]
         # 30 * (1 - 0.9) is 2.9999999999999996
-        count = max(1, math.floor(int(counts_E.sum()) * (1 - self.filter_share) + 1e-9))
+        count = max(1, math.floor(int((known.weight_E > 0).sum()) * (1 - self.filter_share) + 1e-9))
         kept_E = torch.zeros_like(gap_E)
         kept_E[order_E[:count]] = 1
         return kept_E.to(device)

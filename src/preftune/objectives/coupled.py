@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from preftune.objectives.base import Objective, State, check
-from preftune.objectives.batch import Batch, Role, scores_R
+from preftune.objectives.batch import Batch, Role, at_hand, beside, scores_R
 
 
 @dataclass(frozen=True)
@@ -50,17 +50,19 @@ def judged(who: str, batch: Batch) -> Judged:
     Raises:
         ValueError: if an example has none.
     """
-    counted_R = (batch.role_R == Role.LABELLED) | (batch.role_R == Role.CHOSEN) | (batch.role_R == Role.REJECTED)
+    known = at_hand(batch)
+    counted_R = (known.role_R == Role.LABELLED) | (known.role_R == Role.CHOSEN) | (known.role_R == Role.REJECTED)
     index_J = torch.nonzero(counted_R).squeeze(1)
-    example_J = batch.example_R[index_J]
+    example_J = known.example_R[index_J]
     count_E = torch.bincount(example_J, minlength=len(batch.weight_E))
     if not bool((count_E > 0).all()):
         raise ValueError(
             f"{who} needs judged responses, but of {len(count_E)} examples {int((count_E > 0).sum())} have one: give "
             "labelled responses, or pairs"
         )
+    share_J = beside(1 / count_E[example_J], batch.weight_E)
+    index_J, example_J = (beside(each, batch.weight_E) for each in (index_J, example_J))
     right_J, score_J = batch.confidence_E[example_J], scores_R(batch)[index_J]
-    share_J = 1 / count_E[example_J]
     return Judged(
         index_J,
         example_J,
@@ -132,7 +134,7 @@ class Quantiles:
     Attributes:
         first_S: index of the first sample's value on each segment.
         second_S: index of the second sample's value.
-        width_S: width of the segment, float64, on the CPU; they sum to 1, or are all 0 if a sample has no weight.
+        width_S: width of the segment, float64; they sum to 1, or are all 0 if a sample has no weight.
     """
 
     first_S: Tensor
@@ -144,8 +146,8 @@ def quantiles(value_N: Tensor, weight_N: Tensor, other_M: Tensor, other_weight_M
     """Couples two samples quantile by quantile, which is optimal transport on the line.
 
     Between the places at which either quantile function steps, both are constant: these are the segments. Samples of
-    one size and equal weights are coupled value by value, in sorted order. It is worked out on the CPU: in float64, in
-    which sums of equal weights are equal, and which not every device has.
+    one size and equal weights are coupled value by value, in sorted order. It is worked out in float64, in which sums
+    of equal weights are equal: on the CPU where the device has none (MPS).
 
     Args:
         value_N: the first sample, without gradient.
@@ -154,12 +156,15 @@ def quantiles(value_N: Tensor, weight_N: Tensor, other_M: Tensor, other_weight_M
         other_weight_M: its weights.
     """
     device = value_N.device
-    value_N, weight_N, other_M, other_weight_M = (each.cpu() for each in (value_N, weight_N, other_M, other_weight_M))
+    if device.type == "mps":
+        value_N, weight_N, other_M, other_weight_M = (
+            each.cpu() for each in (value_N, weight_N, other_M, other_weight_M)
+        )
     (order_N, end_N), (order_M, end_M) = _steps(value_N, weight_N), _steps(other_M, other_weight_M)
     end_S = torch.cat([end_N, end_M]).sort().values
     width_S = torch.diff(end_S, prepend=end_S.new_zeros(1))
     middle_S = end_S - width_S / 2
-    both = bool(weight_N.sum() > 0) and bool(other_weight_M.sum() > 0)
+    both = (weight_N.sum() > 0) & (other_weight_M.sum() > 0)
     return Quantiles(
         order_N[torch.searchsorted(end_N, middle_S).clamp(max=len(end_N) - 1)].to(device),
         order_M[torch.searchsorted(end_M, middle_S).clamp(max=len(end_M) - 1)].to(device),

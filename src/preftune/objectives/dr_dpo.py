@@ -73,8 +73,8 @@ class DrDPO(Objective):
         margin_E, right_E = self.beta * (ratio_R[chosen_E] - ratio_R[rejected_E]), batch.confidence_E
         pair_E = -right_E * logsigmoid(margin_E) - (1 - right_E) * logsigmoid(-margin_E)
         weight_E = batch.weight_E.to(pair_E.dtype)
-        if not bool(weight_E.sum() > 0):
-            weight_E = torch.ones_like(weight_E)  # nobody sees this loss, but it is to be finite
+        # without any weight nobody sees this loss, but it is to be finite
+        weight_E = torch.where(weight_E.sum() > 0, weight_E, 1)
         log_share_E = torch.log(weight_E / weight_E.sum())
         loss = -self.beta_prime * torch.logsumexp(log_share_E - pair_E / self.beta_prime, dim=0)
         return Outcome(loss.expand(len(pair_E)), self.beta * ratio_R.detach(), state)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from preftune.objectives.base import Confidence, DataKind, Objective, Outcome, State, check, check_positive
-from preftune.objectives.batch import Batch, LogProbs, Role, role_indices
+from preftune.objectives.batch import Batch, LogProbs, Role, at_hand, role_indices
 from preftune.objectives.coupled import judged, refuse_few, weighted_mean
 from preftune.objectives.tokens import ratios_R
 
@@ -89,9 +89,9 @@ class KTO(Objective):
         return Outcome(loss_E, self.beta * ratio_R.detach(), state, extras)
 
     def _z0(self, ratio_R: Tensor, batch: Batch) -> Tensor:
-        index_B = role_indices(batch, Role.BASELINE)
+        index_B, known = role_indices(batch, Role.BASELINE), at_hand(batch)
         example_B, ratio_B = batch.example_R[index_B], ratio_R[index_B]
-        examples, covered = len(batch.weight_E), len(torch.unique(example_B))
+        examples, covered = len(batch.weight_E), len(torch.unique(known.example_R[known.role_R == Role.BASELINE]))
         if covered < examples:
             raise ValueError(
                 f"KTO needs a mismatched response for each example, but of {examples} examples {covered} have one: add "

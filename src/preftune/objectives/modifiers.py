@@ -22,7 +22,7 @@ from preftune.objectives.base import (
     check_positive,
     refuse_doubt,
 )
-from preftune.objectives.batch import Batch, LogProbs, PlainBatch, Role, pair_indices, swapped
+from preftune.objectives.batch import Batch, LogProbs, PlainBatch, Role, changed, pair_indices, swapped
 from preftune.objectives.tokens import with_light_tails, wpo_weight_E
 
 
@@ -175,16 +175,19 @@ class Modified(Objective):
 
     def _relabelled(self, batch: Batch) -> Batch:
         """The batch with confidences and weights as the inner objective is to see them."""
-        change, p_E, weight_E = self.modifiers, batch.confidence_E, batch.weight_E
-        if change.confidence == "weight":
-            weight_E = weight_E * p_E
-        if change.confidence != "label":
-            p_E = torch.ones_like(p_E)
-        if change.label_smoothing:
-            p_E = p_E * (1 - change.label_smoothing) + (1 - p_E) * change.label_smoothing
-        if p_E is batch.confidence_E and weight_E is batch.weight_E:
-            return batch
-        return replace(batch, confidence_E=p_E, weight_E=weight_E)  # type: ignore[type-var]
+        change = self.modifiers
+
+        def relabelled(batch: Batch) -> dict[str, Tensor]:
+            p_E, weight_E = batch.confidence_E, batch.weight_E
+            if change.confidence == "weight":
+                weight_E = weight_E * p_E
+            if change.confidence != "label":
+                p_E = torch.ones_like(p_E)
+            if change.label_smoothing:
+                p_E = p_E * (1 - change.label_smoothing) + (1 - p_E) * change.label_smoothing
+            return {"confidence_E": p_E, "weight_E": weight_E}
+
+        return changed(batch, relabelled) if change.confidence != "label" or change.label_smoothing else batch
 
     def _rescaled(self, logps: LogProbs, batch: Batch, tails: bool) -> LogProbs:
         """Log-probs such that their sums over a response are what the inner objective is to see."""
@@ -198,9 +201,9 @@ class Modified(Objective):
         return replace(logps, logps_K=logps_K)
 
     def _penalty_E(self, ratio_R: Tensor, batch: Batch) -> Tensor:
-        change, counted_R = self.modifiers, batch.role_R != Role.BASELINE
-        squares_E = ratio_R.new_zeros(len(batch.weight_E))
-        squares_E = squares_E.index_add(0, batch.example_R[counted_R], ratio_R[counted_R] ** 2)
+        change = self.modifiers
+        squares_R = torch.where(batch.role_R == Role.BASELINE, 0.0, ratio_R) ** 2
+        squares_E = ratio_R.new_zeros(len(batch.weight_E)).index_add(0, batch.example_R, squares_R)
         if not change.drop_penalty:
             return change.ratio_penalty * squares_E
         chosen_E, rejected_E = pair_indices(batch)

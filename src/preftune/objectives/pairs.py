@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from preftune.objectives.base import Confidence, DataKind, Objective, Outcome, State, refuse_doubt, softened
-from preftune.objectives.batch import Batch, LogProbs, pair_indices
+from preftune.objectives.batch import Batch, LogProbs, at_hand, pair_indices
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ class Pairs:
     rejected_length_E: Tensor
     confidence_E: Tensor
     gap_E: Tensor
+    confidence_at_hand_E: Tensor | None = None  # on the host, if it is not there already
 
     @property
     def chosen_ratio_E(self) -> Tensor:
@@ -84,6 +85,7 @@ class PairObjective(Objective):
                 batch.length_R[rejected_E],
                 batch.confidence_E,
                 batch.gap_E,
+                at_hand(batch).confidence_E,
             )
             return Outcome(self.pair_loss(pairs), rewards_R, state)
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from preftune.objectives.base import Confidence, DataKind, Objective, Outcome, State, check, check_positive, softened
-from preftune.objectives.batch import Batch, LogProbs, scores_R
+from preftune.objectives.batch import Batch, LogProbs, at_hand, beside, scores_R
 from preftune.objectives.tokens import ratios_R
 
 
@@ -69,8 +69,8 @@ class PlackettLuce(Objective):
         )
 
     def weight_E(self, batch: Batch) -> Tensor:
-        _, below_ENN = _orders(batch)
-        return batch.weight_E * below_ENN.any(dim=(1, 2))
+        _, below_ENN = _orders(at_hand(batch))
+        return batch.weight_E * beside(below_ENN.any(dim=(1, 2)), batch.weight_E)
 
     def __call__(self, policy: LogProbs, reference: LogProbs | None, batch: Batch, state: State) -> Outcome:
         ratio_R = ratios_R("PlackettLuce", policy, reference, batch)
@@ -81,16 +81,18 @@ class PlackettLuce(Objective):
         return softened(outcome, batch)
 
     def _loss_E(self, ratio_R: Tensor, batch: Batch) -> Tensor:
-        index_EN, below_ENN = _orders(batch)
+        index_EN, below_ENN = _orders(at_hand(batch))
         counts_EN = below_ENN.any(dim=2)
         if self.top is not None:
             counts_EN &= below_ENN.sum(dim=1) < self.top  # fewer than so many are better
-        ratio_EN = ratio_R[index_EN]
-        ahead_ENN = self.beta * (ratio_EN[:, None, :] - ratio_EN[:, :, None])
+        example_M, place_M = counts_EN.nonzero().unbind(dim=1)
+        found = (index_EN[example_M], index_EN[example_M, place_M], below_ENN[example_M, place_M], example_M)
+        rivals_MN, own_M, below_MN, example_M = (beside(each, ratio_R) for each in found)
+        ahead_MN = self.beta * (ratio_R[rivals_MN] - ratio_R[own_M][:, None])
         # with x = log of the sum of exp(r_j - r_k), the place costs log(1 + exp(x)): nothing is lost where x << 0
-        rivals_M = ahead_ENN[counts_EN].masked_fill(~below_ENN[counts_EN], -torch.inf).logsumexp(dim=1)
+        rivals_M = ahead_MN.masked_fill(~below_MN, -torch.inf).logsumexp(dim=1)
         loss_E = ratio_R.new_zeros(len(index_EN))
-        return loss_E.index_add(0, counts_EN.nonzero()[:, 0], -logsigmoid(-rivals_M))
+        return loss_E.index_add(0, example_M, -logsigmoid(-rivals_M))
 
 
 def _orders(batch: Batch) -> tuple[Tensor, Tensor]:

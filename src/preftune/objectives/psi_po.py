@@ -11,6 +11,7 @@ from torch import Tensor
 from preftune.errors import PreftuneError
 from preftune.importing import imported
 from preftune.objectives.base import Confidence, check, check_positive
+from preftune.objectives.batch import beside
 from preftune.objectives.pairs import PairObjective, Pairs
 
 Psi = Callable[[Tensor], Tensor]
@@ -129,7 +130,8 @@ class PsiPO(PairObjective):
 
     def pair_loss(self, pairs: Pairs) -> Tensor:
         delta_E = pairs.delta_E
-        return (delta_E - self.target(pairs.confidence_E).to(delta_E)) ** 2
+        known_E = pairs.confidence_E if pairs.confidence_at_hand_E is None else pairs.confidence_at_hand_E
+        return (delta_E - beside(self.target(known_E).to(delta_E.dtype), delta_E)) ** 2
 
     def reward(self, ratio: Tensor, length: Tensor) -> Tensor:
         return self.tau * ratio

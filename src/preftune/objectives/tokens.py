@@ -49,8 +49,8 @@ def in_tail_K(batch: Batch) -> Tensor:
     sorted_K = batch.response_K[order_K]
     index_K = torch.arange(len(order_K), device=order_K.device) - before_R[sorted_K]
     shortest_E = lengths_R.new_full((len(batch.weight_E),), torch.iinfo(lengths_R.dtype).max)
-    own_R = batch.role_R != Role.BASELINE
-    shortest_E = shortest_E.scatter_reduce(0, batch.example_R[own_R], lengths_R[own_R], "amin")
+    own_R = torch.where(batch.role_R == Role.BASELINE, torch.iinfo(lengths_R.dtype).max, lengths_R)
+    shortest_E = shortest_E.scatter_reduce(0, batch.example_R, own_R, "amin")
     beyond_K = torch.empty_like(order_K, dtype=torch.bool)
     beyond_K[order_K] = index_K >= shortest_E[batch.example_R[sorted_K]]
     return beyond_K

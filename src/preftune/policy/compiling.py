@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
 import torch
-from torch import nn
 from transformers import AttentionInterface
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from preftune.errors import PreftuneError
-from preftune.policy.policy import base_model
+from preftune.policy.policy import PolicyModule
 from preftune.policy.reasons import reason
 from preftune.policy.tree_attention import NAME, tree_attention
 
@@ -16,31 +19,51 @@ from preftune.policy.tree_attention import NAME, tree_attention
 VARIANTS = 64
 
 
-def compile_layers(lm: nn.Module) -> None:
-    """Compile each decoder layer in place, for any number of tokens; its parameters keep their names.
-
-    The layers of a model share what is compiled. The attention stays as it is, between two compiled parts.
+def check_compiles(policy: PolicyModule) -> None:
+    """Refuse what cannot be compiled, before anything else is done.
 
     Raises:
-        PreftuneError: if the model has no such layers, or nothing can be compiled here.
+        PreftuneError: if the model has no layers to compile, or nothing can be compiled here.
     """
-    layers = [module for module in base_model(lm).modules() if isinstance(module, GradientCheckpointingLayer)]
-    if not layers:
+    if not _layers(policy):
         raise PreftuneError(
-            f"train.compile=true: {type(base_model(lm)).__name__} has no layers to compile: set it to false"
+            f"train.compile=true: {type(policy.base).__name__} has no layers to compile; set it to false"
         )
-    device = next(lm.parameters()).device
+    device = next(policy.parameters()).device
     try:
-        torch.compile(_try)(torch.zeros(8, device=device))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the compiler's own
+            torch.compile(_try)(torch.zeros(8, device=device))
     except Exception as error:  # a compiler that is missing or broken fails in as many ways as there are compilers
         raise PreftuneError(
             f"train.compile=true needs a working compiler for {device.type} ({reason(error)}): install one (g++ or "
             "clang for CPU, triton for CUDA), or set it to false"
         ) from error
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, VARIANTS)
+
+
+@contextmanager
+def compiled(policies: Sequence[PolicyModule]) -> Iterator[None]:
+    """Meanwhile, each decoder layer runs compiled, for any number of tokens; its parameters keep their names.
+
+    The layers of a model share what is compiled. The attention stays as it is, between two compiled parts.
+    """
+    layers = [layer for policy in policies for layer in _layers(policy)]
+    limit = torch._dynamo.config.recompile_limit
+    torch._dynamo.config.recompile_limit = max(limit, VARIANTS)
     AttentionInterface.register(NAME, torch.compiler.disable(tree_attention))
     for layer in layers:
         layer.compile(dynamic=True)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer._compiled_call_impl = None  # what nn.Module.compile sets
+        AttentionInterface.register(NAME, tree_attention)
+        torch._dynamo.config.recompile_limit = limit
+
+
+def _layers(policy: PolicyModule) -> list[GradientCheckpointingLayer]:
+    return [module for module in policy.base.modules() if isinstance(module, GradientCheckpointingLayer)]
 
 
 def _try(x: torch.Tensor) -> torch.Tensor:

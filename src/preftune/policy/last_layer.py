@@ -23,18 +23,18 @@ def spare_prompts(model: PreTrainedModel) -> None:
         return
     layers: list[Any] = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     mlp: Any = getattr(layers[-1], "mlp", None) if layers else None
-    if isinstance(mlp, nn.Module) and not hasattr(mlp, "read_T"):
-        mlp.read_T = None
+    if isinstance(mlp, nn.Module) and not hasattr(mlp, "read_T"):  # once, however often the model is wrapped
+        mlp.read_T = None  # type: ignore[assignment]
         layers[-1].register_forward_pre_hook(_note, with_kwargs=True)
         mlp.register_forward_pre_hook(_pick)
         mlp.register_forward_hook(_place)
 
 
-# Functions and no closures: a copied layer must look at its own MLP. And the layer notes anew what its MLP is to
-# compute whenever it is called: gradient checkpointing calls it again during backward.
+# Functions and no closures: a copied layer must look at its own MLP.
 def _note(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     tree = kwargs.get("tree")
-    layer.mlp.read_T = None if tree is None else tree.read_T
+    # a checkpointed layer is computed again without its hooks, when another tree may have been noted
+    layer.mlp.read_T = None if tree is None or layer.gradient_checkpointing else tree.read_T
 
 
 def _pick(mlp: Any, args: tuple[Any, ...]) -> tuple[Any, ...] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import logging
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -269,16 +270,21 @@ def adapt(lm: nn.Module, config: ModelConfig, seed: int) -> nn.Module:
         raise PreftuneError(f"model.lora.targets={config.lora.targets} does not fit this model: {error}") from error
 
 
+def bitsandbytes() -> Any:
+    """The library, without a word on each layer of each forward (casts in 8 bits) or on kernels it does without."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    return importlib.import_module("bitsandbytes")
+
+
 def _keep_gradients(lm: nn.Module) -> None:
     """Keep 4-bit layers differentiable on CPUs with AVX512-BF16.
 
     There, bitsandbytes (0.50) packs the weights for inference in the first forward in evaluation mode, and forwards
     through packed weights have no gradient ever after: layers below would learn nothing, without an error.
     """
-    from bitsandbytes.nn import Linear4bit
-
+    layer = bitsandbytes().nn.Linear4bit
     for module in lm.modules():
-        if isinstance(module, Linear4bit):
+        if isinstance(module, layer):
             module.support_avx512bf16_for_cpu = False
 
 
@@ -380,6 +386,7 @@ def _weights_dtype(config: ModelConfig, stored: Any) -> Any:
 def _quantization(config: ModelConfig) -> Any:
     from transformers import BitsAndBytesConfig
 
+    bitsandbytes()
     compute = torch.bfloat16 if config.dtype == "auto" else DTYPES[config.dtype]
     if config.quantize == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True)

@@ -6,11 +6,10 @@ import copy
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
@@ -20,6 +19,9 @@ from preftune.data.packing import PackedBatch
 from preftune.objectives.batch import LogProbs
 from preftune.policy.logprobs import Logits
 from preftune.policy.policy import PolicyModule, base_model, forward_inputs, logps
+from preftune.policy.stored import Shards, keys_of
+
+HASHED_AT_ONCE = 32 * 2**20  # bytes: pieces that several threads hash side by side
 
 
 class ReferenceConfig(BaseModel):
@@ -30,6 +32,9 @@ class ReferenceConfig(BaseModel):
     path: str | None = Field(None, description="folder or hub id of the reference; none: the policy's own start")
     kind: Literal["auto", "live", "stored"] = Field(
         "auto", description="live: computed in each step; stored: computed once before training; auto: live"
+    )
+    folder: str | None = Field(
+        None, description="where stored log-probs are kept for the next run; none: in the cache folder"
     )
 
 
@@ -54,7 +59,21 @@ class Reference(ABC):
         raise ValueError(f"{type(self).__name__} has log-probs of the data's tokens alone: use a live reference")
 
 
-class FrozenReference(Reference):
+class LiveReference(Reference):
+    """A reference that computes.
+
+    Attributes:
+        module: what holds its weights.
+    """
+
+    module: PolicyModule
+
+    def weights(self) -> dict[str, Tensor]:
+        """What its values follow from, by name."""
+        return dict(base_model(self.module.lm).state_dict())
+
+
+class FrozenReference(LiveReference):
     """A frozen model of its own."""
 
     def __init__(self, module: PolicyModule) -> None:
@@ -75,12 +94,29 @@ class FrozenReference(Reference):
         return torch.no_grad()(lambda at: self.module.logits_of(rows_KX[at]))
 
 
-class AdapterOffReference(Reference):
+class StartReference(LiveReference):
+    """The policy itself, as long as nothing was trained: log-probs to store, without a second model in memory."""
+
+    def __init__(self, policy: nn.Module, module: PolicyModule) -> None:
+        """`policy` is what is called (wrapped or not); `module` what is inside."""
+        self.policy, self.module = policy, module
+
+    @torch.no_grad()
+    def logps(self, batch: PackedBatch, examples: Sequence[Example]) -> LogProbs:  # noqa: D102
+        with _without_dropout(self.policy):
+            return logps(self.policy, batch)
+
+
+class AdapterOffReference(LiveReference):
     """The policy's own base, with its adapter switched off: no second model in memory."""
 
     def __init__(self, policy: nn.Module, module: PolicyModule) -> None:
         """`policy` is what is called (wrapped or not); `module` what is inside, around a PEFT model."""
         self.policy, self.module = policy, module
+
+    def weights(self) -> dict[str, Tensor]:
+        """Those of the base, under the names that they have without an adapter."""
+        return base_weights(self.module.lm)
 
     @torch.no_grad()
     def logps(self, batch: PackedBatch, examples: Sequence[Example]) -> LogProbs:  # noqa: D102
@@ -101,60 +137,62 @@ class AdapterOffReference(Reference):
 
     @contextmanager
     def _adapter_off(self) -> Iterator[None]:
-        training = self.policy.training
-        self.policy.eval()  # dropout would make the reference random
-        try:
-            lm: Any = self.module.lm
-            with lm.disable_adapter():
-                yield
-        finally:
-            self.policy.train(training)
+        lm: Any = self.module.lm
+        with _without_dropout(self.policy), lm.disable_adapter():
+            yield
 
 
 class StoredReference(Reference):
-    """Log-probs computed once, keyed by exact token ids: any change of tokens misses, any order hits."""
+    """Log-probs computed before training, keyed by exact token ids: any change of tokens misses, any order hits.
 
-    def __init__(self, values: Mapping[str, np.ndarray]) -> None:
-        """`values` maps `example_key` to the log-probs of the example's targets, in order."""
-        self.values = values
+    Attributes:
+        notes: what to tell about them, one line each.
+    """
+
+    def __init__(self, shards: Shards, notes: Sequence[str] = ()) -> None:
+        self.shards, self.notes = shards, list(notes)
 
     def logps(self, batch: PackedBatch, examples: Sequence[Example]) -> LogProbs:  # noqa: D102
-        found: list[Tensor] = [torch.from_numpy(self.values[example_key(example)]) for example in examples]
-        return LogProbs(torch.cat(found).to(batch.ids_T.device))
+        found_K, device = torch.from_numpy(self.shards.values(keys_of(examples))), batch.ids_T.device
+        if device.type == "cuda":
+            found_K = found_K.pin_memory()  # or the copy would wait for everything before it
+        return LogProbs(found_K.to(device, non_blocking=True))
 
 
-def example_key(example: Example) -> str:
-    """A name for an example's exact tokens, targets included."""
-    digest = hashlib.sha256(np.asarray(example.prompt, dtype=np.int32).tobytes())
-    for response in example.responses:
-        digest.update(b"|")
-        digest.update(np.asarray(response.ids, dtype=np.int32).tobytes())
-        if response.targets is not None:
-            digest.update(b"/" + response.targets.tobytes())
-    return digest.hexdigest()[:32]
+@contextmanager
+def _without_dropout(policy: nn.Module) -> Iterator[None]:
+    """The policy in evaluation mode: dropout would make the reference random."""
+    training = policy.training
+    policy.eval()
+    try:
+        yield
+    finally:
+        policy.train(training)
 
 
-def weights_hash(lm: nn.Module) -> str:
-    """A name for a model's exact weights, in their precision."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(base_model(lm).state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+def base_weights(lm: nn.Module) -> dict[str, Tensor]:
+    """The weights under a PEFT model's adapters, under the names that they have without them."""
+    base = base_model(lm)
+    added = {"modules_to_save"}.union(*(getattr(module, "adapter_layer_names", ()) for module in base.modules()))
+    found = {}
+    for name, tensor in base.state_dict().items():
+        path = name.split(".")
+        if added.isdisjoint(path):
+            found[".".join(part for part in path if part not in ("base_layer", "original_module"))] = tensor
+    return found
 
 
-def read_stored(path: Path) -> dict[str, np.ndarray]:
-    """Stored log-probs of a file that `write_stored` wrote; none if there is no such file."""
-    from safetensors.numpy import load_file
+def weights_hash(weights: Mapping[str, Tensor]) -> str:
+    """A name for exact weights, in their precision; their order is all the same."""
 
-    return load_file(path) if path.is_file() else {}
+    def digest(name: str) -> bytes:
+        # as plain tensors: quantised ones would move or convert themselves
+        tensor = weights[name].detach().as_subclass(torch.Tensor)
+        whole = hashlib.sha256(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        flat = tensor.reshape(-1).view(torch.uint8)
+        for piece in flat.split(HASHED_AT_ONCE):
+            whole.update(piece.cpu().numpy())
+        return whole.digest()
 
-
-def write_stored(path: Path, values: Mapping[str, np.ndarray]) -> None:
-    """Write log-probs under a temporary name, then rename, so that a reader never sees half a file."""
-    from safetensors.numpy import save_file
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    save_file(dict(values), temporary)
-    temporary.replace(path)
+    with ThreadPoolExecutor() as pool:  # hashing lets go of the interpreter
+        return hashlib.sha256(b"".join(pool.map(digest, sorted(weights)))).hexdigest()

@@ -8,6 +8,7 @@ import difflib
 import json
 import tempfile
 from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -145,8 +146,9 @@ def train_tokenizer(texts: Iterable[str], model_type: str, vocab_size: int, cont
     from tokenizers import pre_tokenizers, trainers
     from transformers import AutoTokenizer
 
-    pieces = [text for text in texts if text]
-    if not pieces:
+    pieces = filter(None, texts)
+    first = next(pieces, None)
+    if first is None:
         raise PreftuneError("a scratch model trains its tokenizer on the data's text, but there is none: give it data")
     bare = _bare_tokenizer()
     with tempfile.TemporaryDirectory() as folder:
@@ -160,7 +162,7 @@ def train_tokenizer(texts: Iterable[str], model_type: str, vocab_size: int, cont
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    bare.train_from_iterator(pieces, trainer)
+    bare.train_from_iterator(chain([first], pieces), trainer)
     return _wrap(bare, context)
 
 

@@ -11,7 +11,6 @@ queries of all groups, of their keys, and of the batch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor
 
 from preftune.data.packing import Tree
+from preftune.objectives.batch import beside
 
 # Scores that could be computed in the time that one more call takes.
 CALL = 8000
@@ -100,7 +100,7 @@ def _make(tree: Tree, heads: int, key_heads: int, window: int | None, like: Tens
     query_A, key_B, real_A = (np.concatenate([rows.ravel() for rows in found]) for found in (queries, keys, real))
     output_O = np.empty(int(real_A.sum()), dtype=np.int64)
     output_O[query_A[real_A]] = np.flatnonzero(real_A)
-    return Groups(tuple(each), *(torch.from_numpy(rows).to(like.device) for rows in (query_A, key_B, output_O)))
+    return Groups(tuple(each), *(beside(torch.from_numpy(rows), like) for rows in (query_A, key_B, output_O)))
 
 
 def _alike(own: np.ndarray, before: np.ndarray) -> list[list[int]]:
@@ -129,7 +129,7 @@ def _padded(tokens: np.ndarray, length: int) -> np.ndarray:
     return np.concatenate([tokens, padding] if length >= 0 else [padding, tokens])
 
 
-def _mask(before_S: Sequence[int], queries: int, deepest: int, window: int | None, like: Tensor) -> Tensor:
+def _mask(before_S: np.ndarray, queries: int, deepest: int, window: int | None, like: Tensor) -> Tensor:
     """Additive mask (S, Q, C) of a group, with one row for all segments where they are alike. What is masked out is
     finite, or a whole block of it would give no number."""
     keys = deepest + queries
@@ -137,8 +137,8 @@ def _mask(before_S: Sequence[int], queries: int, deepest: int, window: int | Non
     seen_SQC = (distance_QC >= 0)[None]
     if window is not None:
         seen_SQC = seen_SQC & (distance_QC < window)
-    if min(before_S) < deepest:
+    if before_S.min() < deepest:
         first_S = deepest - torch.as_tensor(before_S)
         seen_SQC = seen_SQC & (torch.arange(keys) >= first_S[:, None])[:, None]
     mask = torch.zeros(seen_SQC.shape, dtype=like.dtype)
-    return mask.masked_fill_(~seen_SQC, torch.finfo(like.dtype).min / 2).to(like.device)
+    return beside(mask.masked_fill_(~seen_SQC, torch.finfo(like.dtype).min / 2), like)

@@ -161,7 +161,7 @@ class Tiles:
         logits_NC = None
         if (rows.start, columns.start) in kept.tiles:
             powers_NC, shift_N = kept.tiles[rows.start, columns.start]
-            if shift_N is not None:
+            if shift_N is not None and sums.top_N is not None:  # both or neither
                 powers_NC.mul_(torch.exp(shift_N - sums.top_N)[:, None])
         else:
             logits_NC = self._logits(rows, columns)
