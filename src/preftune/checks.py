@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from pathlib import Path
 
 from accelerate.tracking import get_available_trackers
@@ -111,7 +112,7 @@ def check_columns(terms: tuple[registry.Term, ...], records: dataset.Records) ->
     """Refuse records without a value that an objective cannot do without, or with one that it cannot use."""
     for term in terms:
         for name in sorted(term.objective.columns):
-            for record in (*records.train, *records.held_out):
+            for record in chain(records.train, records.held_out):
                 value = getattr(record, name, None)
                 if value is None:
                     raise PreftuneError(
@@ -156,4 +157,6 @@ def without_effect(config: RunConfig, evaluates: bool) -> list[str]:
             notes.append(f"evaluate.{key}={getattr(evaluate, key):g} has no effect: evaluate.samples is 0")
     if evaluate.every is not None and not evaluates:
         notes.append(f"evaluate.every={evaluate.every} has no effect: nothing is held out")
+    if config.reference.folder is not None and config.reference.kind != "stored":
+        notes.append(f"reference.folder={config.reference.folder} has no effect: reference.kind is not stored")
     return notes

@@ -16,6 +16,10 @@ from preftune.objectives.dpo import DPO
 from preftune.training import metrics
 
 
+def columns(*seen: Any) -> dict[str, torch.Tensor]:
+    return metrics.columns(metrics.observe(*seen))
+
+
 def by_hand() -> dict[str, np.ndarray]:
     """Three pairs: one right, one wrong, one tie."""
     return {
@@ -100,7 +104,7 @@ def test_columns_are_sums_over_each_response(make):
     logps_K = torch.linspace(-3, -1, len(batch.target_K), dtype=torch.float64)
     reference_K = torch.full_like(logps_K, -2)
     outcome = DPO(beta=0.5)(LogProbs(logps_K), LogProbs(reference_K), batch, {})
-    found = metrics.columns(LogProbs(logps_K), LogProbs(reference_K), outcome, batch)
+    found = columns(LogProbs(logps_K), LogProbs(reference_K), outcome, batch)
     at = 0
     for e, example in enumerate(examples):
         for name, response in zip(("chosen", "rejected"), example.responses, strict=True):
@@ -117,14 +121,14 @@ def test_columns_leave_out_what_not_every_example_has():
     batch = pack(miniatures.forest())
     logps_K = torch.zeros(len(batch.target_K))
     outcome = Outcome(torch.zeros(batch.examples), torch.zeros(len(batch.length_R)), {})
-    assert metrics.columns(LogProbs(logps_K), None, outcome, batch) == {}
+    assert columns(LogProbs(logps_K), None, outcome, batch) == {}
 
 
 def test_columns_carry_no_gradient_and_are_exact():
     batch = pack(miniatures.pairs())
     logps_K = torch.full((len(batch.target_K),), -1e-3, requires_grad=True)
     outcome = DPO()(LogProbs(logps_K), LogProbs(logps_K.detach()), batch, {})
-    found = metrics.columns(LogProbs(logps_K), LogProbs(logps_K.detach()), outcome, batch)
+    found = columns(LogProbs(logps_K), LogProbs(logps_K.detach()), outcome, batch)
     assert all(not column.requires_grad and column.dtype == torch.float64 for column in found.values())
     assert (found["chosen_ratio"] == 0).all()
 
@@ -180,7 +184,7 @@ def test_rankings_report_best_and_worst_and_the_order_between_all():
     sums_R = torch.tensor([-5.0, -1.0, -7.0, -2.0, -3.0, -4.0, -6.0])
     logps_K = (sums_R / 2).repeat_interleave(2)
     outcome = Outcome(torch.zeros(2), sums_R / 10, {})
-    found = metrics.columns(LogProbs(logps_K), LogProbs(torch.zeros_like(logps_K)), outcome, batch)
+    found = columns(LogProbs(logps_K), LogProbs(torch.zeros_like(logps_K)), outcome, batch)
     assert found["chosen_logp"].tolist() == [-1, -6]
     assert found["rejected_logp"].tolist() == [-5, -4]
     assert found["chosen_reward"].tolist() == pytest.approx([-0.1, -0.6])
@@ -192,11 +196,11 @@ def test_rankings_report_best_and_worst_and_the_order_between_all():
 
 
 def test_a_reward_head_is_judged_by_its_values():
-    batch = pack(miniatures.pairs())
+    batch = pack(miniatures.pairs()[:3])
     reward_R = torch.tensor([1.0, 0.0, 0.5, 2.0, 3.0, -1.0])
     outcome = Outcome(torch.zeros(3), reward_R, {})
     policy = LogProbs(torch.zeros(0), reward_R=reward_R)
-    found = metrics.columns(policy, None, outcome, batch)
+    found = columns(policy, None, outcome, batch)
     summary = metrics.summarise({name: column.numpy() for name, column in found.items()})
     assert summary["preference_accuracy"] == pytest.approx(2 / 3)
     assert summary["margin"] == pytest.approx((1 - 1.5 + 4) / 3)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib.util
 import math
 
 import pytest
@@ -7,8 +8,16 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
+from preftune.errors import PreftuneError
 from preftune.objectives import terms
-from preftune.training.optim import OptimConfig, default_learning_rate, optimizer, rate_at
+from preftune.training.optim import (
+    OptimConfig,
+    check_optimizer,
+    default_learning_rate,
+    optimizer,
+    rate_at,
+    state_bytes,
+)
 
 STEPS = 20
 
@@ -110,11 +119,78 @@ def test_the_first_term_sets_the_default():
     assert default_learning_rate(terms(mix), 10**9, False) == default_learning_rate(terms("dpo"), 10**9, False)
 
 
+INSTALLED = importlib.util.find_spec("bitsandbytes") is not None
+
+
+@pytest.mark.skipif(INSTALLED, reason="bitsandbytes is installed")
+def test_a_missing_package_is_named_with_the_command_that_installs_it():
+    said = r"optim\.name=adamw_8bit needs bitsandbytes: pip install 'preftune\[quant\]', or set optim\.name=adamw$"
+    with pytest.raises(PreftuneError, match=said):
+        check_optimizer(OptimConfig(name="adamw_8bit"), "auto")
+    with pytest.raises(PreftuneError, match=said):
+        optimizer(model(), OptimConfig(name="adamw_8bit"), 1e-3)
+
+
+@pytest.mark.parametrize("name", ["paged_adamw", "paged_adamw_8bit"])
+def test_paged_moments_without_cuda_are_refused_with_the_name_that_works(name):
+    with pytest.raises(PreftuneError, match=f"optim.name={name} .*: set it to {name.removeprefix('paged_')}$"):
+        check_optimizer(OptimConfig(name=name), "cpu")
+
+
+def test_plain_adamw_needs_nothing():
+    check_optimizer(OptimConfig(), "auto")
+
+
+def wide() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(100, 300), nn.ReLU(), nn.Linear(300, 10), nn.LayerNorm(10))
+
+
+def losses(config: OptimConfig, net: nn.Module) -> list[float]:
+    step, found = optimizer(net, config, 1e-2), []
+    inputs, wanted = torch.randn(64, 100), torch.randn(64, 10)
+    for _ in range(20):
+        loss = (net(inputs) - wanted).square().mean()
+        loss.backward()
+        step.step()
+        step.zero_grad()
+        found.append(loss.item())
+    held = [value for state in step.state.values() for key, value in state.items() if key not in ("qmap1", "qmap2")]
+    sizes = [value.nbytes for value in held if isinstance(value, torch.Tensor) and value.ndim]
+    assert sum(sizes) == state_bytes(config, list(net.parameters()))
+    return found
+
+
+def test_the_bytes_of_moments_are_counted():
+    assert losses(OptimConfig(), wide())[-1] < 1
+    assert state_bytes(OptimConfig(), wide().bfloat16().parameters()) * 2 == state_bytes(
+        OptimConfig(), wide().parameters()
+    )
+    large = [nn.Parameter(torch.empty(200_000, device="meta")), nn.Parameter(torch.empty(50, device="meta"))]
+    eight = 2 * 4 * math.ceil(200_000 / 256)
+    for name, expected in {
+        "adamw": 8 * 200_050,
+        "adamw_8bit": 2 * 200_000 + eight + 400,
+        "paged_adamw": 400,
+        "paged_adamw_8bit": eight + 400,
+    }.items():
+        assert state_bytes(OptimConfig(name=name), large) == expected
+
+
+@pytest.mark.skipif(not INSTALLED, reason="bitsandbytes is not installed")
+def test_moments_in_8_bits_train_as_those_in_32_do():
+    """On the CPU, too. Matrices of 30,000 and 3,000 weights: the second is too small for 8 bits."""
+    full, eight = (losses(OptimConfig(name=name), wide()) for name in ("adamw", "adamw_8bit"))
+    assert eight[0] == full[0]
+    assert eight[-1] == pytest.approx(full[-1], rel=0.05)
+    assert eight[-1] < 0.7 * full[0]
+
+
 @pytest.mark.parametrize(
     "fields",
     [
         {"learning_rate": 0.0}, {"learning_rate": -1e-5}, {"warmup_ratio": 1.0}, {"warmup_steps": -1}, {"eps": 0.0},
-        {"weight_decay": -0.1}, {"max_grad_norm": 0.0}, {"betas": (0.9, 1.0)}, {"betas": (-0.1, 0.9)},
+        {"name": "sgd"}, {"weight_decay": -0.1}, {"max_grad_norm": 0.0}, {"betas": (0.9, 1.0)}, {"betas": (-0.1, 0.9)},
         {"schedule": "step"}, {"lr": 1e-3}, {"warmup_steps": 3, "warmup_ratio": 0.2},
     ],
 )  # fmt: skip

@@ -23,6 +23,16 @@ def test_a_line_shows_loss_accuracy_margin_speed_steps_and_time_left_at_any_widt
     assert "…" not in last
 
 
+@pytest.mark.parametrize("width", [80, 120])
+def test_a_bar_says_what_it_measures(width):
+    out = io.StringIO()
+    console = Console(file=out, width=width, force_terminal=True, color_system=None)
+    with Bar(40, True, console, title="reference") as bar:
+        bar.advance(30)
+    assert "reference" in out.getvalue()
+    assert "30/40" in out.getvalue()
+
+
 def test_a_bar_may_be_silent():
     out = io.StringIO()
     with Bar(3, False, Console(file=out)) as bar:

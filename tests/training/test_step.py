@@ -17,10 +17,10 @@ from preftune.errors import PreftuneError
 from preftune.objectives import terms
 from preftune.policy.loading import LoraConfig, ModelConfig, adapt
 from preftune.policy.policy import PolicyModule, logps
-from preftune.policy.reference import FrozenReference
+from preftune.policy.reference import FrozenReference, ReferenceConfig
 from preftune.training.optim import OptimConfig, optimizer
 from preftune.training.references import live_reference, reference_for
-from preftune.training.step import Micro, Step
+from preftune.training.step import Micro, Step, fetch
 
 DPO = terms([{"name": "dpo", "beta": 0.3}])
 STATES: tuple[dict, ...] = ({},)
@@ -48,7 +48,7 @@ def test_promise_09_the_first_loss_is_that_of_no_preference(accelerator, adapter
     if adapter:
         lm = adapt(lm, ModelConfig(lora=LoraConfig(r=2, dropout=0.3)), seed=0)
     policy = PolicyModule(lm, "tree").train()
-    frozen = live_reference(type("C", (), {"path": None})(), ModelConfig(), policy, torch.device("cpu"))
+    frozen = live_reference(ReferenceConfig(), ModelConfig(), policy, torch.device("cpu"))
     objective = terms([{"name": name, **({"beta": 0.3} if name == "dpo" else {"tau": 0.25})}])
     step = Step(policy, reference_for(frozen, policy, policy), objective, accelerator, seed=0)
     # DPO: -log sigmoid(0); IPO: (0 - 1 / (2 tau))^2
@@ -107,10 +107,59 @@ def test_a_step_that_is_not_finite_is_not_taken_and_names_its_rows(accelerator, 
     with torch.no_grad():
         lm.model.norm.weight[0] = value
     before = weights(lm)
+    scored = step.train(micros(examples), STATES, optimizer(policy, OptimConfig(), 1e-3), 3, 1.0)
     with pytest.raises(PreftuneError, match=r"gradient of step 4 is not finite .*rows \[5, 7\]"):
-        step.train(micros(examples), STATES, optimizer(policy, OptimConfig(), 1e-3), 3, 1.0)
+        scored.require_finite()
     for name, after in weights(lm).items():
         torch.testing.assert_close(after, before[name], rtol=0, atol=0, equal_nan=True)
+
+
+def test_no_step_is_taken_after_one_that_is_not_finite(accelerator):
+    """Whenever the host looks, the weights are those before the first such step, and it is the one that is named."""
+    policy = PolicyModule(miniatures.build("llama"), "tree")
+    step = Step(policy, FrozenReference(PolicyModule(miniatures.build("llama", seed=1), "tree")), DPO, accelerator, 0)
+    optim = optimizer(policy, OptimConfig(), 1e-3)
+    broken = miniatures.pair(5, 4, 3, 8, weight=math.nan)
+    window = [step.train(micros(), STATES, optim, 0, 1.0)]
+    good = weights(policy)
+    window += [step.train(micros([broken]), STATES, optim, 1, 1.0), step.train(micros(), STATES, optim, 2, 1.0)]
+    for name, after in weights(policy).items():
+        assert torch.equal(after, good[name]), name
+    first, second, third = fetch(window)
+    first.require_finite()
+    third.require_finite()
+    with pytest.raises(PreftuneError, match=r"of step 2 is not finite \(loss nan, rows \[8\]\): it was not taken"):
+        second.require_finite()
+
+
+def test_an_optimiser_that_reads_no_flag_is_kept_from_its_step_by_the_host(accelerator):
+    policy = PolicyModule(miniatures.build("llama"), "tree")
+    step = Step(policy, FrozenReference.copy_of(policy), DPO, accelerator, 0)
+    before = weights(policy)
+    broken = [miniatures.pair(5, 4, 3, 8, weight=math.inf)]
+    with pytest.raises(PreftuneError, match=r"the gradient of step 1 is not finite .* nothing was trained yet"):
+        step.train(micros(broken), STATES, torch.optim.SGD(policy.parameters(), lr=1.0, fused=False), 0, 1.0)
+    for name, after in weights(policy).items():
+        assert torch.equal(after, before[name]), name
+
+
+def test_what_is_fetched_together_is_what_is_asked_for_one_by_one(accelerator):
+    policy = PolicyModule(miniatures.build("llama"), "tree")
+    step = Step(policy, FrozenReference(PolicyModule(miniatures.build("llama", seed=1), "tree")), DPO, accelerator, 0)
+    optim = optimizer(policy, OptimConfig(), 1e-3)
+    same = miniatures.pairs()
+    scored = [step.train(micros(same, same), STATES, optim, number, 1.0) for number in range(3)]
+    for one, other in zip(scored, fetch(scored), strict=True):
+        assert (one.loss, one.gradient_norm, one.step, one.rows) == (
+            other.loss,
+            other.gradient_norm,
+            other.step,
+            other.rows,
+        )
+        for piece, same_piece in zip(one.columns, other.columns, strict=True):
+            assert piece.keys() == same_piece.keys()
+            assert all(torch.equal(value, same_piece[name]) for name, value in piece.items())
+    assert fetch([]) == []
 
 
 def test_dropout_is_a_function_of_seed_step_and_forward_alone(accelerator):

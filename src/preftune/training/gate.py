@@ -85,10 +85,8 @@ class ExplosionGate:
         if self.first_loss is None:
             self.first_loss = loss
             if not math.isfinite(loss):
-                raise PreftuneError(
-                    f"the first loss is {loss}{f' (rows {list(rows[:8])})' if rows else ''}, before anything was "
-                    f"trained: {UNTRAINED}"
-                )
+                where = f" (rows {sorted(set(rows))[:8]})" if rows else ""
+                raise PreftuneError(f"the first loss is {loss}{where}, before anything was trained: {UNTRAINED}")
         if abs(loss) > EXPLOSION * max(1.0, abs(self.first_loss)):
             raise PreftuneError(
                 f"training exploded before step {step}: the loss is {loss:.3g}, and was {self.first_loss:.3g} in the "

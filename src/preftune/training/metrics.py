@@ -19,6 +19,7 @@ ordered couples of responses to one prompt that the log-ratios order alike.
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
@@ -27,22 +28,53 @@ from torch import Tensor
 
 from preftune.evaluation.intervals import accuracy_interval, auc, auc_interval
 from preftune.objectives.base import Outcome
-from preftune.objectives.batch import Batch, LogProbs, Role, role_indices
+from preftune.objectives.batch import Batch, LogProbs, PlainBatch, Role, at_hand, role_indices
 
 TIE = 1e-5
 QUANTILES = (10, 50, 90)
 SIDES = ("chosen", "rejected")
+# What metrics read of a batch: fields that do not grow with its tokens.
+RESPONSES = ("example_R", "role_R", "score_R", "length_R", "weight_E", "confidence_E", "gap_E", "row_E")
 Columns = Mapping[str, Tensor]
 Table = Mapping[str, np.ndarray]
 
 
-def columns(policy: LogProbs, reference: LogProbs | None, outcome: Outcome, batch: Batch) -> dict[str, Tensor]:
-    """Values of each example of a batch, shape E each, without gradient."""
-    values_R = {"length": batch.length_R.double(), "reward": outcome.rewards_R.detach().double()}
+@dataclass(frozen=True)
+class Seen:
+    """What a step saw of a batch, where it was computed: nothing here makes a device wait.
+
+    Attributes:
+        values_R: "reward", "logp" and "reference" of each response, where there are such.
+        extras_E: what the objective tells of itself.
+        responses: what they are, on the host; their targets are left out.
+    """
+
+    values_R: Mapping[str, Tensor]
+    extras_E: Mapping[str, Tensor]
+    responses: Batch
+
+
+def observe(policy: LogProbs, reference: LogProbs | None, outcome: Outcome, batch: Batch) -> Seen:
+    """Values of a batch, without gradient."""
+    values_R = {"reward": outcome.rewards_R.detach()}
     if policy.reward_R is None:
-        values_R["logp"] = policy.sums_R(batch).detach().double()
+        values_R["logp"] = policy.sums_R(batch).detach()
         if reference is not None:
-            values_R["ratio"] = values_R["logp"] - reference.sums_R(batch).double()
+            values_R["reference"] = reference.sums_R(batch)
+    extras_E = {name: value.detach() for name, value in outcome.extras.items()}
+    kept = {name: getattr(at_hand(batch), name) for name in RESPONSES}
+    return Seen(values_R, extras_E, PlainBatch(response_K=torch.empty(0, dtype=torch.int64), **kept))
+
+
+def columns(seen: Seen) -> dict[str, Tensor]:
+    """Values of each example of a batch, shape E each, float64; all of `seen` must be on the host."""
+    batch = seen.responses
+    given_R = {name: value_R.double() for name, value_R in seen.values_R.items()}
+    values_R = {"length": batch.length_R.double(), "reward": given_R["reward"]}
+    if "logp" in given_R:
+        values_R["logp"] = given_R["logp"]
+    if "reference" in given_R:
+        values_R["ratio"] = given_R["logp"] - given_R["reference"]
     values: dict[str, Tensor] = {}
     best, worst = _extremes(batch)
     for name, at in (
@@ -56,7 +88,7 @@ def columns(policy: LogProbs, reference: LogProbs | None, outcome: Outcome, batc
             values |= {f"{name}_{key}": value_R[at] for key, value_R in values_R.items()}
     if "response_reward" in values:
         values["good"] = batch.score_R[role_indices(batch, Role.LABELLED)].double()
-    values |= {f"objective.{name}": value.detach().double() for name, value in outcome.extras.items()}
+    values |= {f"objective.{name}": value_E.double() for name, value_E in seen.extras_E.items()}
     if len(best):
         ranked_by = values_R.get("ratio", values_R["reward"])
         values["order"] = _order_E(ranked_by, batch)
@@ -65,7 +97,7 @@ def columns(policy: LogProbs, reference: LogProbs | None, outcome: Outcome, batc
 
 def table(pieces: Sequence[Columns]) -> dict[str, np.ndarray]:
     """Columns of many batches, one after the other."""
-    return {name: torch.cat([piece[name] for piece in pieces]).cpu().numpy() for name in pieces[0]}
+    return {name: torch.cat([piece[name] for piece in pieces]).numpy() for name in pieces[0]}
 
 
 def against(values: Table, start: Table) -> dict[str, np.ndarray]:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
-from collections.abc import Iterable
-from typing import Literal
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-from torch import nn
+from torch import Tensor, nn
 
+from preftune.errors import PreftuneError
 from preftune.objectives.registry import Term
 
 # Where a default learning rate stands: models of this many parameters. Larger ones take smaller steps, by this power
@@ -18,6 +20,10 @@ DEFAULT_AT_PARAMETERS, DEFAULT_POWER, DEFAULT_LIMIT = 1e9, 0.75, 1e-3
 DEFAULT_WARMUP = 0.1
 # Beyond this, AdamW moves every weight by more than weights usually measure, in each step.
 UNUSUAL_RATE = 0.1
+# bitsandbytes keeps the moments of smaller tensors in 32 bits, and pages those of larger ones (its own defaults).
+LEAST_8BIT, LEAST_PAGED, BLOCK = 4096, 100_000, 256
+
+Name = Literal["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit"]
 
 
 class OptimConfig(BaseModel):
@@ -25,6 +31,11 @@ class OptimConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
+    name: Name = Field(
+        "adamw",
+        description="8bit: moments in a quarter of the memory; paged: in memory that CUDA shares with the host "
+        "(both by bitsandbytes)",
+    )
     learning_rate: float | None = Field(
         None, gt=0, description="peak; none: a default for the objective, the model's size, and full or LoRA"
     )
@@ -65,17 +76,78 @@ def default_learning_rate(terms: Iterable[Term], parameters: int, lora: bool) ->
     return max(full, objective.lora_learning_rate) if lora else full
 
 
+def check_optimizer(config: OptimConfig, device: str) -> None:
+    """Refuse an optimiser that this machine has not.
+
+    Args:
+        config: names it.
+        device: type of the policy's device, or "auto".
+
+    Raises:
+        PreftuneError: if its package or its device is missing.
+    """
+    if config.name == "adamw":
+        return
+    if config.name.startswith("paged") and (device not in ("auto", "cuda") or not torch.cuda.is_available()):
+        raise PreftuneError(
+            f"optim.name={config.name} pages moments between a CUDA device and the host, and "
+            + (f"train.device is {device}" if torch.cuda.is_available() else "this machine has no CUDA device")
+            + f": set it to {config.name.removeprefix('paged_')}"
+        )
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise PreftuneError(
+            f"optim.name={config.name} needs bitsandbytes: pip install 'preftune[quant]', or set optim.name=adamw"
+        )
+
+
 def optimizer(model: nn.Module, config: OptimConfig, learning_rate: float) -> torch.optim.Optimizer:
-    """AdamW over everything that trains, fused where there is a fused kernel."""
+    """AdamW over everything that trains, fused where there is a fused kernel.
+
+    Raises:
+        PreftuneError: if its package or its device is missing.
+    """
     trained = [p for p in model.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in trained if p.ndim >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
     ]
+    groups = [group for group in groups if group["params"]]
+    settings: dict[str, Any] = {"lr": learning_rate, "betas": config.betas, "eps": config.eps}
+    check_optimizer(config, next((p.device.type for p in trained), "auto"))
+    if config.name != "adamw":
+        from preftune.policy.loading import bitsandbytes
+
+        bits, paged = _form(config)
+        made: torch.optim.Optimizer = bitsandbytes().optim.AdamW(groups, optim_bits=bits, is_paged=paged, **settings)
+        return made
     fused = all(p.device.type in ("cpu", "cuda", "mps") and p.is_floating_point() for p in trained)
-    return torch.optim.AdamW(
-        [g for g in groups if g["params"]], lr=learning_rate, betas=config.betas, eps=config.eps, fused=fused
-    )
+    return torch.optim.AdamW(groups, fused=fused, **settings)
+
+
+def _form(config: OptimConfig) -> tuple[int, bool]:
+    """Bits of a moment, and whether moments are paged."""
+    return 8 if config.name.endswith("8bit") else 32, config.name.startswith("paged")
+
+
+def state_bytes(config: OptimConfig, trained: Iterable[Tensor]) -> int:
+    """What the moments of these tensors take on their device, in bytes."""
+    (bits, paged), total = _form(config), 0
+    for tensor in trained:
+        count = tensor.numel()
+        if config.name == "adamw":
+            total += 2 * count * tensor.element_size()
+        elif bits == 8 and count >= LEAST_8BIT:
+            total += 2 * math.ceil(count / BLOCK) * 4 + (0 if paged and count >= LEAST_PAGED else 2 * count)
+        else:
+            total += 0 if paged and count >= LEAST_PAGED else 8 * count
+    return total
+
+
+def step_bytes(config: OptimConfig, trained: Sequence[Tensor]) -> int:
+    """What the optimiser's step needs for a while, in bytes: fused kernels nothing; on CPUs, bitsandbytes computes with
+    five tensors in float32 where moments are in 8 bits."""
+    on_cpu = [tensor.numel() for tensor in trained if tensor.device.type == "cpu"]
+    return 5 * 4 * max(on_cpu, default=0) if config.name != "adamw" and _form(config)[0] == 8 else 0
 
 
 def rate_at(step: int, steps: int, config: OptimConfig) -> float:

@@ -22,13 +22,14 @@ WIDE = 120  # columns of a terminal in which everything fits on a line; in narro
 class Bar:
     """A progress bar with the last metrics; silent on every process but the first."""
 
-    def __init__(self, steps: int, show: bool, console: Console | None = None) -> None:
+    def __init__(self, steps: int, show: bool, console: Console | None = None, title: str = "training") -> None:
         console = console or Console(stderr=True)
         values = (MofNCompleteColumn(), TextColumn("{task.fields[values]}"))
-        wide = (TextColumn("[bold]training"), BarColumn(bar_width=24), *values, TextColumn("left"))
-        columns = wide if console.width >= WIDE else values
+        wide = (TextColumn(f"[bold]{title}"), BarColumn(bar_width=24), *values, TextColumn("left"))
+        roomy = console.width >= WIDE
+        columns = wide if roomy else values
         self.progress = Progress(*columns, TimeRemainingColumn(), console=console, disable=not show)
-        self.task = self.progress.add_task("training", total=steps, values="")
+        self.task = self.progress.add_task(title, total=steps, values="" if roomy else title)
 
     def __enter__(self) -> Bar:
         self.progress.start()
@@ -39,9 +40,9 @@ class Bar:
     ) -> None:
         self.progress.stop()
 
-    def advance(self) -> None:
-        """One optimiser step is done."""
-        self.progress.advance(self.task)
+    def advance(self, count: int = 1) -> None:
+        """One optimiser step is done, or more."""
+        self.progress.advance(self.task, count)
 
     def show(self, values: Mapping[str, object]) -> None:
         """Show the newest metrics."""

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import math
+import secrets
+import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
+from transformers import PreTrainedModel
 
 from preftune.data.examples import Example
 from preftune.errors import PreftuneError
@@ -17,21 +28,31 @@ from preftune.policy.policy import PolicyModule
 from preftune.policy.reference import (
     AdapterOffReference,
     FrozenReference,
-    Reference,
+    LiveReference,
     ReferenceConfig,
+    StartReference,
     StoredReference,
-    example_key,
-    read_stored,
     weights_hash,
-    write_stored,
 )
+from preftune.policy.stored import Shards, keys_of, write_whole
+from preftune.training.batches import lengths
+from preftune.training.progress import Bar
 from preftune.training.step import Micro
+
+# Tokens of a forward of the pass. More are no faster; without gradient, these need less memory than training.
+FORWARD_TOKENS = 8192
+FORMAT = 1  # to be raised when the same weights and tokens give other log-probs than before, or files change
+# A pass that is stopped loses what came after its last shard.
+SHARD_SECONDS, SHARD_BYTES = 30.0, 64 * 2**20
+# Fields of a model's config that say nothing about its log-probs.
+INDIFFERENT = frozenset({"_name_or_path", "architectures", "transformers_version", "use_cache", "dtype", "torch_dtype"})
 
 
 def live_reference(
     config: ReferenceConfig, model: ModelConfig, policy: PolicyModule, device: torch.device
 ) -> FrozenReference | None:
-    """A reference model of its own, or None where the policy with its adapter off serves as one.
+    """A reference model of its own, or None where the policy serves as one: with its adapter off, or, for log-probs to
+    store, as it is before training.
 
     To be called before training changes the policy.
 
@@ -51,7 +72,9 @@ def live_reference(
                 )
             module.use_layout("tree")
         return FrozenReference(module)
-    return None if adapter_off_is_the_start(policy.lm) else FrozenReference.copy_of(policy)
+    if config.kind == "stored" or adapter_off_is_the_start(policy.lm):
+        return None
+    return FrozenReference.copy_of(policy)
 
 
 def adapter_off_is_the_start(lm: nn.Module) -> bool:
@@ -61,41 +84,187 @@ def adapter_off_is_the_start(lm: nn.Module) -> bool:
     return bool(adapters) and all(getattr(adapter, "bias", "none") == "none" for adapter in adapters.values())
 
 
-def reference_for(frozen: FrozenReference | None, prepared: nn.Module, policy: PolicyModule) -> Reference:
+def reference_for(frozen: FrozenReference | None, prepared: nn.Module, policy: PolicyModule) -> LiveReference:
     """The live reference; `prepared` is the policy as Accelerate wrapped it."""
-    return AdapterOffReference(prepared, policy) if frozen is None else frozen
+    if frozen is not None:
+        return frozen
+    if adapter_off_is_the_start(policy.lm):
+        return AdapterOffReference(prepared, policy)
+    return StartReference(prepared, policy)
+
+
+@dataclass(frozen=True)
+class Forwards:
+    """How examples become forwards of a pass.
+
+    Attributes:
+        prepare: examples -> batch on the device.
+        most_tokens: of a forward, if fewer than `FORWARD_TOKENS`; a longer example runs alone.
+        alone_above: an example with a longer path than this runs alone (length-dependent RoPE).
+    """
+
+    prepare: Callable[[Sequence[Example]], Micro]
+    most_tokens: int | None = None
+    alone_above: int | None = None
 
 
 def stored_reference(
-    live: Reference,
-    lm: nn.Module,
-    micros: Sequence[Sequence[Example]],
-    prepare: Callable[[Sequence[Example]], Micro],
-    folder: Path,
+    live: LiveReference,
+    sides: Sequence[Sequence[Example]],
+    forwards: Forwards,
     precision: str,
+    root: Path,
+    show: bool = False,
 ) -> StoredReference:
-    """Log-probs of every example under the live reference, computed once and kept in `folder`.
+    """Log-probs of every example under the live reference, computed where they are not stored yet, and stored.
 
-    The file is named after the weights and the precision, and each entry after its tokens, so any change of those
-    misses and any reorder hits.
+    What was computed lies in a folder named after everything its values follow from (see `identity`), and there under
+    each example's exact tokens: any change of those misses, any order hits. It is written in shards, as the pass goes
+    on: the next pass continues where one was stopped, or where a shard was damaged.
+
+    Two passes over the same examples give the same bits, in any order of the examples and however often they were
+    stopped: forwards are cut by length and key alone. Beside other examples, or in smaller forwards, the same example
+    may get values that are rounded otherwise.
 
     Args:
         live: gives the log-probs that are not there yet.
-        lm: the reference's weights, for their hash.
-        micros: all examples, cut into forwards.
-        prepare: examples -> batch on the device.
-        folder: where the file lies.
-        precision: of the computation.
+        sides: all examples, training and held out.
+        forwards: how to compute them.
+        precision: of the computation, in Accelerate's words.
+        root: folder of all stored log-probs.
+        show: draw a progress bar.
+
+    Raises:
+        PreftuneError: if the folder cannot be written to.
     """
-    path = folder / f"{weights_hash(lm)[:24]}-{precision}.safetensors"
-    values = read_stored(path)
-    missing = [micro for micro in micros if any(example_key(example) not in values for example in micro)]
-    for examples in missing:
-        micro = prepare(examples)
-        logps_K = live.logps(micro.batch, examples).logps_K.float().cpu().numpy()
-        ends = np.cumsum([sum(r.length for r in example.responses) for example in examples])
-        for example, piece in zip(examples, np.split(logps_K, ends[:-1]), strict=True):
-            values[example_key(example)] = np.ascontiguousarray(piece)
-    if missing:
-        write_stored(path, values)
-    return StoredReference(values)
+    basis = json.dumps(identity(live, precision), indent=1, sort_keys=True, default=str)
+    shards = Shards(root / hashlib.sha256(basis.encode()).hexdigest()[:32])
+    notes = [
+        f"{name} of the stored reference is damaged and was put away; what it held is computed anew ({shards.folder})"
+        for name in shards.damaged
+    ]
+    keys_N = keys_of(chain.from_iterable(sides))
+    there_N = shards.has(keys_N)
+    if not there_N.all():
+        try:
+            shards.folder.mkdir(parents=True, exist_ok=True)
+            write_whole(shards.folder / "identity.json", basis.encode())
+            _compute(live, sides, keys_N, there_N, forwards, shards, show)
+        except OSError as error:
+            raise PreftuneError(
+                f"cannot keep the reference's log-probs in {shards.folder}: {error.strerror}; name another folder "
+                "(reference.folder), or set reference.kind to live"
+            ) from error
+    reused = int(there_N.sum())
+    notes.append(
+        f"log-probs of the reference: {reused} of {len(keys_N)} examples reused, {len(keys_N) - reused} computed "
+        f"({shards.folder})"
+    )
+    return StoredReference(shards, notes)
+
+
+def identity(live: LiveReference, precision: str) -> dict[str, object]:
+    """Everything besides tokens that log-probs follow from, rounding that differs from machine to machine apart.
+
+    Layout, compilation, device and versions are in it because the policy's own log-probs, which are compared with
+    these, are rounded in their way; and because a fault that is mended in one of them must not live on here.
+    """
+    base: Any = live.module.base
+    backends: Any = torch.backends
+    own = isinstance(base, PreTrainedModel)
+    config = {k: v for k, v in base.config.to_dict().items() if k not in INDIFFERENT} if own else repr(base)
+    return {
+        "format": FORMAT,
+        "weights": weights_hash(live.weights()),
+        "model": f"{type(base).__module__}.{type(base).__qualname__}",
+        "config": config,
+        "attention": base.config._attn_implementation if own else None,
+        "layout": live.module.layout,
+        "compiled": any(getattr(module, "_compiled_call_impl", None) is not None for module in base.modules()),
+        "precision": precision,
+        "products": [of.fp32_precision for of in (backends, backends.cuda.matmul, backends.mkldnn.matmul)],
+        "device": next(live.module.parameters()).device.type,
+        **{name: version(name) for name in ("preftune", "torch", "transformers")},
+    }
+
+
+def _compute(
+    live: LiveReference,
+    sides: Sequence[Sequence[Example]],
+    keys_N: NDArray[np.bytes_],
+    there_N: NDArray[np.bool_],
+    forwards: Forwards,
+    shards: Shards,
+    show: bool,
+) -> None:
+    """The pass: forwards of what is missing, in shards."""
+    groups = _missing_groups(live.module.layout, sides, keys_N, there_N, forwards)
+    # Runs that were started together go about it in different orders, look at each other's shards, and share the work.
+    secrets.SystemRandom().shuffle(groups)
+    done: list[tuple[NDArray[np.bytes_], list[int], NDArray[np.float32]]] = []
+    begun = time.monotonic()
+    with Bar(sum(len(group) for group in groups), show, title="reference") as bar:
+        for group in groups:
+            if not shards.has(keys_N[group]).all():
+                examples = [_at(sides, index) for index in group]
+                logps_K = live.logps(forwards.prepare(examples).batch, examples).logps_K.float().cpu().numpy()
+                done.append((keys_N[group], [sum(r.length for r in e.responses) for e in examples], logps_K))
+                large = sum(part[2].nbytes for part in done) >= SHARD_BYTES
+                if large or time.monotonic() - begun >= SHARD_SECONDS:
+                    _write(shards, done)
+                    done, begun = [], time.monotonic()
+            bar.advance(len(group))
+        if done:
+            _write(shards, done)
+
+
+def _write(shards: Shards, done: Sequence[tuple[NDArray[np.bytes_], list[int], NDArray[np.float32]]]) -> None:
+    keys, targets, logps = zip(*done, strict=True)
+    shards.write(np.concatenate(keys), np.array([n for part in targets for n in part]), np.concatenate(logps))
+
+
+def _missing_groups(
+    layout: str,
+    sides: Sequence[Sequence[Example]],
+    keys_N: NDArray[np.bytes_],
+    there_N: NDArray[np.bool_],
+    forwards: Forwards,
+) -> list[list[int]]:
+    """The forwards of what is missing, as indices of examples.
+
+    They are cut from all examples, so that a pass which continues another computes the other's forwards; what is
+    missing of forwards of which a part is there (data that grew) is cut anew.
+    """
+    lengths_N3 = np.concatenate([lengths(side) for side in sides if len(side)])
+    _, first_N = np.unique(keys_N, return_index=True)
+    order_N = first_N[np.argsort(-lengths_N3[first_N, 1], kind="stable")]  # by length, then by key
+    groups = _cut(order_N, layout, lengths_N3, forwards)
+    whole = [group for group in groups if not there_N[group].any()]
+    rest = [i for group in groups if there_N[group].any() for i in group if not there_N[i]]
+    return whole + _cut(np.array(rest, dtype=np.int64), layout, lengths_N3, forwards)
+
+
+def _cut(order_N: NDArray[np.int64], layout: str, lengths_N3: NDArray[np.int64], forwards: Forwards) -> list[list[int]]:
+    """Consecutive groups within the budget, of indices in order of falling length."""
+    budget = min(FORWARD_TOKENS, forwards.most_tokens or FORWARD_TOKENS)
+    groups: list[list[int]] = []
+    width, used = math.inf, 0
+    for index, (tokens, path, rows) in zip(order_N.tolist(), lengths_N3[order_N].tolist(), strict=True):
+        alone = forwards.alone_above is not None and width > forwards.alone_above  # the last group's longest
+        cost = tokens if layout == "tree" else rows * width
+        if alone or not groups or used + cost > budget:
+            groups.append([])
+            width, used = path, 0
+            cost = tokens if layout == "tree" else rows * width
+        groups[-1].append(index)
+        used += cost
+    return groups
+
+
+def _at(sides: Sequence[Sequence[Example]], index: int) -> Example:
+    """An example by its index in all sides, one after the other."""
+    for side in sides:
+        if index < len(side):
+            return side[index]
+        index -= len(side)
+    raise IndexError(index)

@@ -2,13 +2,18 @@
 
 Weights of examples depend on the batch alone, so their sums over micro-batches and processes are known before the first
 backward: cutting a batch into micro-batches changes nothing but memory.
+
+No value of a step is read while it runs, since that would make a GPU wait: they stay on the device until somebody asks
+for them, and the device itself sees to it that a step that is not finite is not taken.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -24,7 +29,7 @@ from preftune.objectives.registry import Term
 from preftune.policy.policy import logps, rewards
 from preftune.policy.reference import Reference
 from preftune.training.batches import DROPOUT, torch_seed
-from preftune.training.metrics import columns
+from preftune.training.metrics import Seen, columns, observe
 
 States = tuple[State, ...]
 WITH_GRADIENT = ("logps_K", "kl_K", "reward_R")  # the fields of LogProbs through which objectives reach the policy
@@ -42,19 +47,103 @@ class Micro:
 
 @dataclass(frozen=True)
 class Scored:
-    """An optimiser batch as the objective sees it.
+    """An optimiser batch as the objective sees it. Its tensors are where they were computed: each question for a value
+    makes a device finish its work first, and `fetch` asks for those of many batches at once.
 
     Attributes:
-        loss: the weighted mean of each term over the whole batch, summed over terms.
-        columns: values of each example, in one or more pieces (see `metrics`).
+        losses: of each forward: the loss is their sum.
+        seen: values of each example, in one or more pieces.
         states: objective states after the batch.
-        gradient_norm: before clipping; None in evaluation.
+        norm: of the gradient, before clipping; None in evaluation.
+        step: number of the optimiser step, from 0.
+        rows: of the examples.
+        scaled: True if a loss scaler decides which steps are taken (fp16): it skips those that are not finite.
     """
 
-    loss: float
-    columns: list[dict[str, Tensor]]
+    losses: tuple[Tensor, ...]
+    seen: tuple[Seen, ...]
     states: States
-    gradient_norm: float | None = None
+    norm: Tensor | None = None
+    step: int = 0
+    rows: tuple[int, ...] = ()
+    scaled: bool = False
+
+    @cached_property
+    def loss(self) -> float:
+        """The weighted mean of each term over the whole batch, summed over terms."""
+        return sum((float(value) for value in self.losses), 0.0)
+
+    @cached_property
+    def columns(self) -> list[dict[str, Tensor]]:
+        """Values of each example, on the host, in one or more pieces (see `metrics`)."""
+        return [columns(piece) for piece in fetch([self])[0].seen]
+
+    @property
+    def gradient_norm(self) -> float | None:
+        """Before clipping; None in evaluation."""
+        return None if self.norm is None else float(self.norm)
+
+    def require_finite(self) -> None:
+        """Say so if the gradient was not finite.
+
+        Raises:
+            PreftuneError: if it was not; the weights are as they were before the step.
+        """
+        if self.scaled or self.gradient_norm is None or math.isfinite(self.gradient_norm):
+            return
+        advice = "it was not taken; lower optim.learning_rate, or look at these rows"
+        raise PreftuneError(
+            f"the gradient of step {self.step + 1} is not finite (loss {self.loss:.4g}, "
+            f"rows {sorted(set(self.rows))[:8]}): "
+            + (advice if self.step else f"nothing was trained yet, so {UNTRAINED}")
+        )
+
+
+def fetch(many: Sequence[Scored]) -> list[Scored]:
+    """The same on the host, brought there in one transfer for each type of number."""
+    tensors = [tensor for one in many for tensor in (*one.losses, *_some(one.norm), *_seen_tensors(one))]
+    found = iter(_to_host(tensors))
+    return [
+        replace(
+            one,
+            losses=tuple(next(found) for _ in one.losses),
+            norm=None if one.norm is None else next(found),
+            seen=tuple(
+                replace(
+                    piece,
+                    values_R={name: next(found) for name in piece.values_R},
+                    extras_E={name: next(found) for name in piece.extras_E},
+                )
+                for piece in one.seen
+            ),
+        )
+        for one in many
+    ]
+
+
+def _some(value: Tensor | None) -> tuple[Tensor, ...]:
+    return () if value is None else (value,)
+
+
+def _seen_tensors(one: Scored) -> Iterator[Tensor]:
+    for piece in one.seen:
+        yield from piece.values_R.values()
+        yield from piece.extras_E.values()
+
+
+def _to_host(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The tensors on the host, those of one type and device joined on the way."""
+    found = list(tensors)
+    kinds: dict[tuple[torch.device, torch.dtype], list[int]] = {}
+    for index, tensor in enumerate(tensors):
+        if tensor.device.type != "cpu":
+            kinds.setdefault((tensor.device, tensor.dtype), []).append(index)
+    for indices in kinds.values():
+        joined = torch.cat([tensors[i].reshape(-1) for i in indices]).cpu()
+        pieces = joined.split([tensors[i].numel() for i in indices])
+        for i, piece in zip(indices, pieces, strict=True):
+            found[i] = piece.reshape(tensors[i].shape)
+    return found
 
 
 class Step:
@@ -79,6 +168,8 @@ class Step:
         self.policy, self.reference, self.terms = policy, reference, terms
         self.accelerator, self.seed = accelerator, seed
         self.needs = frozenset[str]().union(*(term.objective.needs for term in terms))
+        self.scaled = accelerator.mixed_precision == "fp16"
+        self.failed: Tensor | None = None  # 1 once a gradient was not finite, and from then on
 
     def train(
         self,
@@ -88,28 +179,39 @@ class Step:
         step: int,
         max_grad_norm: float | None,
     ) -> Scored:
-        """One optimiser step.
+        """One optimiser step; it is not taken, nor is any after it, if the gradient is not finite.
 
         Raises:
-            PreftuneError: if the loss or the gradient is not finite; the weights are as they were before the step.
+            PreftuneError: if the gradient is not finite and only the host can keep the optimiser from its step;
+                otherwise `Scored.require_finite` says so, whenever it is asked.
         """
         totals = self._totals(micros)
         self.policy.train()
         if any(term.objective.couples for term in self.terms):
-            scored = self._backward_coupled(micros, totals, states, step)
+            losses, seen, after = self._backward_coupled(micros, totals, states, step)
         else:
-            scored = self._backward_apart(micros, totals, states, step)
+            losses, seen = self._backward_apart(micros, totals, states, step)
+            after = states
         norm = self._gradient_norm(max_grad_norm)
-        if not (torch.isfinite(norm) or self.accelerator.mixed_precision == "fp16"):
-            rows = sorted({example.row for micro in micros for example in micro.examples})
-            advice = "it was not taken; lower optim.learning_rate, or look at these rows"
-            raise PreftuneError(
-                f"the gradient of step {step + 1} is not finite (loss {scored.loss:.4g}, rows {rows[:8]}): "
-                + (advice if step else f"nothing was trained yet, so {UNTRAINED}")
-            )
+        rows = tuple(example.row for micro in micros for example in micro.examples)
+        scored = Scored(losses, seen, after, norm, step, rows, self.scaled)
+        self._hold_back(optimizer, scored)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        return replace(scored, gradient_norm=float(norm))
+        return scored
+
+    def _hold_back(self, optimizer: torch.optim.Optimizer, scored: Scored) -> None:
+        """Keep the optimiser from a step that is not finite, and from all later ones. Fused optimisers read a flag on
+        the device, which is how loss scalers speak to them; for others the host must read the norm."""
+        if self.scaled or scored.norm is None:
+            return
+        inner: Any = getattr(optimizer, "optimizer", optimizer)  # what Accelerate wraps
+        if not getattr(inner, "_step_supports_amp_scaling", False):
+            scored.require_finite()
+            return
+        failed = (~torch.isfinite(scored.norm)).float()
+        self.failed = failed if self.failed is None else torch.maximum(self.failed, failed)
+        inner.found_inf = self.failed
 
     @torch.no_grad()
     def evaluate(self, micros: Sequence[Micro], states: States) -> Scored:
@@ -123,11 +225,13 @@ class Step:
         batch = join([micro.batch for micro in micros])
         reference = self._reference(micros)
         loss, outcomes = self._loss(policy, reference, batch, self._totals(micros), states)
-        return Scored(float(loss), [columns(policy, reference, outcomes[0], batch)], states)
+        return Scored((loss,), (observe(policy, reference, outcomes[0], batch),), states)
 
-    def _backward_apart(self, micros: Sequence[Micro], totals: Sequence[Tensor], states: States, step: int) -> Scored:
+    def _backward_apart(
+        self, micros: Sequence[Micro], totals: Sequence[Tensor], states: States, step: int
+    ) -> tuple[tuple[Tensor, ...], tuple[Seen, ...]]:
         """Gradients where examples do not depend on each other: one forward and backward for each micro-batch."""
-        pieces, loss = [], 0.0
+        losses, pieces = list[Tensor](), list[Seen]()
         for number, micro in enumerate(micros):
             self._seed(step, number)
             reference = self._reference([micro])
@@ -135,11 +239,13 @@ class Step:
                 policy = self._policy(micro)
                 value, outcomes = self._loss(policy, reference, micro.batch, totals, states)
                 self.accelerator.backward(value * self.accelerator.num_processes)
-            loss += float(value.detach())
-            pieces.append(columns(policy, reference, outcomes[0], micro.batch))
-        return Scored(loss, pieces, states)
+            losses.append(value.detach())
+            pieces.append(observe(policy, reference, outcomes[0], micro.batch))
+        return tuple(losses), tuple(pieces)
 
-    def _backward_coupled(self, micros: Sequence[Micro], totals: Sequence[Tensor], states: States, step: int) -> Scored:
+    def _backward_coupled(
+        self, micros: Sequence[Micro], totals: Sequence[Tensor], states: States, step: int
+    ) -> tuple[tuple[Tensor, ...], tuple[Seen, ...], States]:
         """Gradients where examples depend on each other: the objective sees the whole batch at once, from a pass
         without gradient; then each forward is repeated with its seed and its targets' gradients are sent back."""
         found = []
@@ -161,8 +267,8 @@ class Step:
                 again = self._policy(micro)
                 pulled = sum((getattr(again, name) * piece[number]).sum() for name, piece in pieces.items())
                 self.accelerator.backward(pulled * self.accelerator.num_processes)
-        after = tuple(outcome.state for outcome in outcomes)
-        return Scored(float(value.detach()), [columns(policy, reference, outcomes[0], batch)], after)
+        seen = observe(policy, reference, outcomes[0], batch)
+        return (value.detach(),), (seen,), tuple(outcome.state for outcome in outcomes)
 
     def _loss(
         self, policy: LogProbs, reference: LogProbs | None, batch: Batch, totals: Sequence[Tensor], states: States

@@ -7,7 +7,9 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import closing, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,37 +18,50 @@ from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from preftune.cache import cache_folder
 from preftune.config import RunConfig, TrainConfig
 from preftune.data.dataset import Examples
-from preftune.data.examples import Example
-from preftune.data.packing import pack, pad
 from preftune.errors import PreftuneError
 from preftune.objectives.registry import Term
 from preftune.policy.causality import check_causal
+from preftune.policy.compiling import check_compiles, compiled
 from preftune.policy.layout import TOLERANCE, choose_layout, original_context, tree_error
 from preftune.policy.loading import vocabulary
 from preftune.policy.policy import PolicyModule
 from preftune.policy.reference import Reference
 from preftune.training import metrics
-from preftune.training.batches import micro_batches, plan_epoch
+from preftune.training.batches import Schedule, lengths
+from preftune.training.feed import Feed
 from preftune.training.gate import ExplosionGate, check_start
 from preftune.training.held_out import HeldOut, answers, fixed_prompts
+from preftune.training.memory import foresee
 from preftune.training.optim import UNUSUAL_RATE, default_learning_rate, optimizer, rate_at
 from preftune.training.progress import Bar
-from preftune.training.references import live_reference, reference_for, stored_reference
+from preftune.training.references import Forwards, live_reference, reference_for, stored_reference
 from preftune.training.run_folder import RunFolder
 from preftune.training.saving import save
-from preftune.training.step import Micro, Scored, States, Step
+from preftune.training.step import Scored, States, Step, fetch
 
 Probe = Callable[[nn.Module], Mapping[str, Any]]
+# Types of device whose values can be looked at in every step, for nothing has to be finished first.
+AT_HAND = frozenset({"cpu"})
 
 
 @dataclass
 class Window:
-    """What happened since the last line of metrics."""
+    """What happened since the last line of metrics.
+
+    Attributes:
+        since: when it began.
+        scored: steps whose values were fetched and found in order.
+        waiting: steps whose values are still on the device.
+        tokens: that were read.
+        computed: the same with padding.
+    """
 
     since: float
-    scored: list[tuple[int, Scored]]
+    scored: list[Scored] = field(default_factory=list)
+    waiting: list[Scored] = field(default_factory=list)
     tokens: int = 0
     computed: int = 0
 
@@ -82,9 +97,11 @@ class Trainer:
         self.accelerator = make_accelerator(config.train, config.output.trackers, folder)
         self.precision = self.accelerator.mixed_precision
         lm.to(self.accelerator.device)
+        self.lengths_N3 = lengths(examples.train)
         self.policy = self._policy(lm)
         check_causal(self.policy, examples.train)
-        self.alone_above = original_context(lm)
+        device, context, pad_id = self.accelerator.device, original_context(lm), tokenizer.pad_token_id or 0
+        self.feed = Feed(self.policy, config.batch, context, device, pad_id)
         frozen = None
         if any(term.objective.reference for term in terms):
             frozen = live_reference(config.reference, config.model, self.policy, self.accelerator.device)
@@ -102,8 +119,13 @@ class Trainer:
         )
         reference = self._reference(frozen)
         self.step = Step(self.prepared, reference, terms, self.accelerator, config.seed)
-        self.batches, self.batches_per_epoch = self._batches()
+        self.schedule = self._schedule()
         self.states: States = tuple(term.objective.init() for term in terms)
+        self.memory = foresee(self.step, config, self.feed, self.schedule, examples)
+        self.compiled: list[PolicyModule] = []
+        if config.train.compile:
+            check_compiles(self.policy)
+            self.compiled = [self.policy] if frozen is None else [self.policy, frozen.module]
         self.explosion = ExplosionGate(vocabulary(lm))
         self.writes = not self.policy.scores and hasattr(lm, "generate")
         if config.evaluate.samples and not self.writes and not self.policy.scores:
@@ -116,21 +138,23 @@ class Trainer:
             PreftuneError: if the reference is not the policy's start, or a step is not finite.
         """
         started = time.perf_counter()
-        for message in self.messages:
+        for message in (*self.messages, *([self.memory["said"]] if self.show else [])):
             print(f"note: {message}", file=sys.stderr)
         if self.step.reference is not None and self.config.reference.path is None and self.config.train.check_start:
-            check_start(self.prepared, self.step.reference, self._micros(self.batches[0])[0], self.precision)
-        held_out = HeldOut(self.step, self._side(self.examples.held_out)) if self.examples.held_out else None
+            first = self.feed.cut(self.schedule.first, self.lengths_N3)[0]
+            micro = self.feed.prepare([self.examples.train[i] for i in first])
+            check_start(self.prepared, self.step.reference, micro, self.precision)
+        held_out = HeldOut(self.step, self.feed.side(self.examples.held_out)) if self.examples.held_out else None
         prompts = fixed_prompts(self.examples.held_out, self.examples.train, self.config.evaluate.samples)
         before = self._look("start", held_out, prompts, 0)
-        seconds = self._loop(held_out)
-        after = self._look("end", held_out, prompts, len(self.batches))
-        self.explosion.check(after, 0.0, len(self.batches) + 1)
+        with compiled(self.compiled) if self.compiled else nullcontext():
+            seconds, trained = self._loop(held_out)
+        after = self._look("end", held_out, prompts, self.schedule.steps)
+        self.explosion.check(after, 0.0, self.schedule.steps + 1)
         self.accelerator.end_training()
-        trained = sum(len(batch) for batch in self.batches)
         return {
             "objective": "+".join(term.name for term in self.terms),
-            "steps": len(self.batches),
+            "steps": self.schedule.steps,
             "seconds": time.perf_counter() - started,
             "training_seconds": seconds,
             "examples": trained,
@@ -141,6 +165,7 @@ class Trainer:
             "device": self.accelerator.device.type,
             "before": before,
             "after": after,
+            "memory": self.memory,
             "messages": self.messages,
         }
 
@@ -162,11 +187,7 @@ class Trainer:
             self.messages.append(f"padded rows instead of prompt trees: {reason}")
             return PolicyModule(lm, "padded")
         policy = PolicyModule(lm, "tree")
-        longest = max(
-            len(example.prompt) + len(response.ids)
-            for example in (*self.examples.train, *self.examples.held_out)
-            for response in example.responses
-        )
+        longest = max(int(side[:, 1].max(initial=0)) for side in (self.lengths_N3, lengths(self.examples.held_out)))
         error = tree_error(policy, longest)
         exact = error <= (TOLERANCE if next(lm.parameters()).dtype == torch.float32 else 0.5)
         if not exact:
@@ -193,75 +214,64 @@ class Trainer:
                     f"objective {term.name} compares whole next-token distributions with the reference's, but "
                     "reference.kind=stored keeps the log-probs of the data's tokens only: set it to live"
                 )
-        every = [*self.examples.train, *self.examples.held_out]
-        cut = self._cut(range(len(every)), every)
-        lm = self.policy.lm if frozen is None else frozen.module.lm
-        stored = stored_reference(live, lm, cut, self._prepare, self.folder.path / "reference", self.precision)
+        folder = self.config.reference.folder
+        stored = stored_reference(
+            live,
+            (self.examples.train, self.examples.held_out),
+            Forwards(self.feed.prepare, self.config.batch.micro_tokens, self.feed.alone_above),
+            self.precision,
+            cache_folder("references") if folder is None else Path(folder),
+            self.show and self.accelerator.is_main_process,
+        )
+        self.messages.extend(stored.notes)
         if frozen is not None:
             frozen.module.to("meta")  # its work is done: free the memory
         return stored
 
-    def _batches(self) -> tuple[list[list[int]], int]:
-        """The optimiser batches of the whole run, as indices of training examples, and how many make an epoch."""
-        costs = [self._cost(example) for example in self.examples.train]
-        config, batches, epoch = self.config, list[list[int]](), 0
-        least = max(term.objective.least_examples for term in self.terms)
+    def _schedule(self) -> Schedule:
+        """The optimiser batches of the whole run."""
+        config = self.config
         # responses of other prompts tell something where there are other prompts
         baselines = any(term.objective.baselines for term in self.terms)
-        kinds = [example.prompt.tobytes() for example in self.examples.train] if baselines else None
-        first = len(plan_epoch(costs, config.batch, config.seed, 0, least, kinds))
-        wanted = config.train.max_steps or max(1, round(config.train.epochs * first))
-        while len(batches) < wanted:
-            batches += plan_epoch(costs, config.batch, config.seed, epoch, least, kinds)
-            epoch += 1
-        return batches[:wanted], first
+        return Schedule(
+            self.feed.costs(self.lengths_N3),
+            config.batch,
+            config.seed,
+            config.train.epochs,
+            config.train.max_steps,
+            max(term.objective.least_examples for term in self.terms),
+            [hash(example.prompt.tobytes()) for example in self.examples.train] if baselines else None,
+        )
 
-    def _cost(self, example: Example) -> int:
-        """Tokens that a forward computes for an example."""
-        if self.policy.layout == "tree":
-            return example.tokens
-        return len(example.responses) * (len(example.prompt) + max(len(r.ids) for r in example.responses))
-
-    def _prepare(self, examples: Sequence[Example]) -> Micro:
-        batch = pack(examples) if self.policy.layout == "tree" else pad(examples, self.tokenizer.pad_token_id or 0)
-        return Micro(examples, batch.to(self.accelerator.device))
-
-    def _cut(self, indices: Sequence[int], examples: Sequence[Example]) -> list[list[Example]]:
-        costs = [self._cost(example) for example in examples]
-        cut = micro_batches(indices, costs, self.config.batch, self.alone_above)
-        return [[examples[i] for i in micro] for micro in cut]
-
-    def _micros(self, batch: Sequence[int]) -> list[Micro]:
-        return self._side([self.examples.train[i] for i in batch])
-
-    def _side(self, examples: Sequence[Example]) -> list[Micro]:
-        return [self._prepare(micro) for micro in self._cut(range(len(examples)), examples)]
-
-    def _loop(self, held_out: HeldOut | None) -> float:
-        """All optimiser steps. Returns the seconds they took, evaluation and saving apart."""
-        config, steps = self.config, len(self.batches)
-        seconds, window = 0.0, Window(time.perf_counter(), [])
-        with Bar(steps, self.show and self.accelerator.is_main_process) as bar:
-            for step, batch in enumerate(self.batches):
+    def _loop(self, held_out: HeldOut | None) -> tuple[float, int]:
+        """All optimiser steps. Returns the seconds they took, evaluation and saving apart, and the examples seen."""
+        config, steps = self.config, self.schedule.steps
+        seconds, trained, window = 0.0, 0, Window(time.perf_counter())
+        with (
+            Bar(steps, self.show and self.accelerator.is_main_process) as bar,
+            closing(self.feed.batches(self.examples.train, self.lengths_N3, self.schedule)) as batches,
+        ):
+            for step, micros in enumerate(batches):
                 rate = self.learning_rate * rate_at(step, steps, config.optim)
                 for group in self.optimizer.param_groups:
                     group["lr"] = rate
-                micros = self._micros(batch)
                 scored = self.step.train(micros, self.states, self.optimizer, step, config.optim.max_grad_norm)
                 self.states = scored.states
-                rows = sorted({self.examples.train[i].row for i in batch})
-                self.explosion.check(metrics.summarise(metrics.table(scored.columns)), scored.loss, step + 1, rows)
-                window.scored.append((len(batch), scored))
+                window.waiting.append(scored)
                 window.tokens += sum(micro.batch.real_tokens for micro in micros)
                 window.computed += sum(micro.batch.tokens for micro in micros)
+                trained += len(scored.rows)
                 bar.advance()
                 done = step + 1
                 evaluate = held_out and config.evaluate.every and done % config.evaluate.every == 0 and done < steps
                 save_now = config.output.save_every and done % config.output.save_every == 0
-                if done % config.train.log_every == 0 or done == steps or evaluate or save_now:
+                log_now = done % config.train.log_every == 0 or done == steps or evaluate or save_now
+                if log_now or self.feed.device.type in AT_HAND:
+                    self._check(window)
+                if log_now:
                     elapsed = time.perf_counter() - window.since
                     seconds += elapsed
-                    line = self._line(window, done, done / self.batches_per_epoch, rate, elapsed)
+                    line = self._line(window, done, done / self.schedule.per_epoch, rate, elapsed)
                     self._log(line)
                     bar.show(line)
                     if evaluate:
@@ -269,19 +279,28 @@ class Trainer:
                         self._log({"kind": "eval", "step": done, **held_out.evaluate(self.states)})
                     if save_now:
                         self._save_checkpoint(done)
-                    window = Window(time.perf_counter(), [])
-        return seconds
+                    window = Window(time.perf_counter())
+        return seconds, trained
+
+    def _check(self, window: Window) -> None:
+        """Fetch the values of the steps that wait, and stop the run if one of them is not in order."""
+        for scored in fetch(window.waiting):
+            scored.require_finite()
+            found = metrics.summarise(metrics.table(scored.columns))
+            self.explosion.check(found, scored.loss, scored.step + 1, scored.rows)
+            window.scored.append(scored)
+        window.waiting.clear()
 
     def _line(self, window: Window, step: int, epoch: float, rate: float, elapsed: float) -> dict[str, Any]:
         """One line of training metrics."""
-        examples = sum(count for count, _ in window.scored)
+        examples = sum(len(scored.rows) for scored in window.scored)
         return {
             "kind": "train",
             "step": step,
             "epoch": epoch,
-            "loss": sum(count * scored.loss for count, scored in window.scored) / examples,
-            **metrics.summarise(metrics.table([piece for _, scored in window.scored for piece in scored.columns])),
-            "gradient_norm": sum(scored.gradient_norm or 0.0 for _, scored in window.scored) / len(window.scored),
+            "loss": sum(len(scored.rows) * scored.loss for scored in window.scored) / examples,
+            **metrics.summarise(metrics.table([piece for scored in window.scored for piece in scored.columns])),
+            "gradient_norm": sum(scored.gradient_norm or 0.0 for scored in window.scored) / len(window.scored),
             "learning_rate": rate,
             "pairs_per_second": examples / elapsed,
             "tokens_per_second": window.tokens / elapsed,

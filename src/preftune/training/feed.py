@@ -1,0 +1,128 @@
+"""From examples to forwards on the policy's device: cut, packed ahead of the step that needs them, and moved."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import fields, replace
+from itertools import islice
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from preftune.data.examples import Example
+from preftune.data.packing import PackedBatch, pack, pad
+from preftune.policy.policy import PolicyModule
+from preftune.training.batches import BatchConfig, Indices, lengths, micro_batches, padded_micro_batches
+from preftune.training.step import Micro
+
+Item = TypeVar("Item")
+Made = TypeVar("Made")
+
+# Batches that a thread packs ahead, by type of device. Where the CPU is the device, packing would take from the step
+# the very time that it is to save.
+AHEAD = {"cpu": 0, "mps": 2, "cuda": 2}
+
+
+class Feed:
+    """Forwards for one policy.
+
+    Args:
+        policy: says which layout its batches have.
+        config: the limits of a forward.
+        alone_above: an example with a longer path than this runs alone (length-dependent RoPE).
+        device: where forwards run.
+        pad_id: fills padded rows.
+    """
+
+    def __init__(
+        self, policy: PolicyModule, config: BatchConfig, alone_above: int | None, device: torch.device, pad_id: int
+    ) -> None:
+        self.policy, self.config, self.alone_above = policy, config, alone_above
+        self.device, self.pad_id = device, pad_id
+
+    def costs(self, lengths_N3: Indices) -> Indices:
+        """Tokens that a forward of each example computes; `lengths_N3` as `batches.lengths` gives them."""
+        tokens_N, longest_N, rows_N = lengths_N3.T
+        return tokens_N if self.policy.layout == "tree" else longest_N * rows_N
+
+    def cut(self, indices: Indices, lengths_N3: Indices) -> list[list[int]]:
+        """An optimiser batch, or a whole side of the data, cut into forwards."""
+        if self.policy.layout == "tree":
+            return micro_batches(indices, lengths_N3[:, 0], self.config, self.alone_above)
+        return padded_micro_batches(indices, lengths_N3[:, 2], lengths_N3[:, 1], self.config, self.alone_above)
+
+    def prepare(self, examples: Sequence[Example]) -> Micro:
+        """One forward over these examples."""
+        return self._moved(self._packed(examples))
+
+    def side(self, examples: Sequence[Example]) -> list[Micro]:
+        """Forwards over all examples of a side of the data."""
+        cut = self.cut(np.arange(len(examples)), lengths(examples))
+        return [self.prepare([examples[i] for i in micro]) for micro in cut]
+
+    def batches(
+        self, examples: Sequence[Example], lengths_N3: Indices, schedule: Iterable[Indices]
+    ) -> Generator[list[Micro], None, None]:
+        """The forwards of each optimiser batch, packed ahead; to be closed like `prefetched`.
+
+        Args:
+            examples: of the training side.
+            lengths_N3: theirs.
+            schedule: indices of each batch's examples.
+        """
+
+        def packed(batch: Indices) -> list[Micro]:
+            return [self._packed([examples[i] for i in micro]) for micro in self.cut(batch, lengths_N3)]
+
+        with closing(prefetched(packed, schedule, AHEAD.get(self.device.type, 0))) as ahead:
+            for micros in ahead:
+                yield [self._moved(micro) for micro in micros]
+
+    def _packed(self, examples: Sequence[Example]) -> Micro:
+        """On the host, from where a GPU can fetch it."""
+        batch = pack(examples) if self.policy.layout == "tree" else pad(examples, self.pad_id)
+        return Micro(examples, _pinned(batch) if self.device.type == "cuda" else batch)
+
+    def _moved(self, micro: Micro) -> Micro:
+        return micro if self.device.type == "cpu" else Micro(micro.examples, micro.batch.to(self.device))
+
+
+def prefetched(make: Callable[[Item], Made], items: Iterable[Item], ahead: int) -> Generator[Made, None, None]:
+    """`map(make, items)`, computed ahead by one thread: in the same order, with the same errors at the same places.
+
+    To be closed (`contextlib.closing`) by who may leave before the end: no thread outlives it then.
+
+    Args:
+        make: what takes time.
+        items: taken one by one, by the caller's thread.
+        ahead: results to have ready; 0: no thread, and each is made when it is asked for.
+    """
+    if ahead == 0:
+        yield from map(make, items)
+        return
+    source = iter(items)
+    worker = ThreadPoolExecutor(1, thread_name_prefix="preftune-feed")
+    try:
+        waiting: deque[Future[Made]] = deque(worker.submit(make, item) for item in islice(source, ahead))
+        while waiting:
+            first = waiting.popleft()
+            waiting.extend(worker.submit(make, item) for item in islice(source, 1))
+            yield first.result()
+    finally:
+        worker.shutdown(wait=True, cancel_futures=True)
+
+
+def _pinned(batch: PackedBatch) -> PackedBatch:
+    """The batch in page-locked memory, from which `PackedBatch.to` copies while the GPU and the caller go on."""
+    found: dict[str, object] = {
+        f.name: value.pin_memory() for f in fields(batch) if isinstance(value := getattr(batch, f.name), Tensor)
+    }
+    found["token"] = {name: value.pin_memory() for name, value in batch.token.items()}
+    if batch.tree is not None and batch.tree.read_T is not None:
+        found["tree"] = replace(batch.tree, read_T=batch.tree.read_T.pin_memory())
+    return replace(batch, **found)  # type: ignore[arg-type]
