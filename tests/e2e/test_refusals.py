@@ -68,6 +68,7 @@ def unreadable_model(tmp_path: Path) -> str:
         (["batch.size=4", "batch.tokens=100"], ["size and tokens both say how large a batch is"]),
         (["optim.learning_rate=-1"], ["optim.learning_rate", "is the number -1, expected a number greater than 0"]),
         (["optim.betas=[0.9, 1.0]"], ["betas must be in [0, 1)"]),
+        (["optim.name=paged_adamw", "train.device=cpu"], ["optim.name=paged_adamw pages moments", "set it to adamw"]),
         (["optim.warmup_steps=3", "optim.warmup_ratio=0.2"], ["both say how long the warmup is"]),
         (["train.epochs=.inf"], ["train.epochs", "expected a finite number"]),
         (["train.max_steps=0"], ["train.max_steps", "greater than or equal to 1"]),

@@ -235,9 +235,11 @@ class Kept:
         self.rooms: dict[tuple[int, int], Tensor] = {}
         self.buffer, self.used = tiles.buffer.new_empty(0), 0
         if size:
-            found = _free.pop() if _free else self.buffer
-            fits = len(found) >= size and found.dtype == tiles.exact and found.device == tiles.device
-            self.buffer = found if fits else tiles.buffer.new_empty(size)
+            if _free and not (
+                len(_free[0]) >= size and _free[0].dtype == tiles.exact and _free[0].device == tiles.device
+            ):
+                _free.clear()  # before the new one is made, or both would be there for a moment
+            self.buffer = _free.pop() if _free else tiles.buffer.new_empty(size)
 
     def room(self, rows: slice, columns: slice) -> Tensor | None:
         """Room for a tile, if there is any left; the same again for the same tile."""
