@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +28,16 @@ LEARNING_RATE = 1e-6
 Pass = Callable[[], float]
 
 
-def preftune(setting: Setting, stored: bool = False, precision: str = "no") -> tuple[float, Pass]:
+def preftune(
+    setting: Setting, stored: bool = False, precision: str = "no", compile_layers: bool = False
+) -> tuple[float, Pass]:
     """preftune: the loss of the first batch, and one timed pass over all."""
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
 
     from preftune.data.packing import pack
     from preftune.objectives import registry
+    from preftune.policy.compiling import compiled
     from preftune.policy.policy import PolicyModule
     from preftune.policy.reference import FrozenReference, Reference
     from preftune.training.optim import OptimConfig, optimizer
@@ -58,16 +62,19 @@ def preftune(setting: Setting, stored: bool = False, precision: str = "no") -> t
     step = Step(prepared, reference, terms, accelerator, seed=0)
     states = (terms[0].objective.init(),)
 
+    first = step.evaluate([Micro(batches[0], pack(batches[0]))], states).loss
+
     def timed() -> float:
-        start = time.perf_counter()
-        for number, batch in enumerate(batches):
-            step.train([Micro(batch, pack(batch))], states, adamw, number, 1.0)
-        return time.perf_counter() - start
+        with compiled([module, frozen.module]) if compile_layers else nullcontext():
+            start = time.perf_counter()
+            for number, batch in enumerate(batches):
+                step.train([Micro(batch, pack(batch))], states, adamw, number, 1.0).require_finite()
+            return time.perf_counter() - start
 
-    return step.evaluate([Micro(batches[0], pack(batches[0]))], states).loss, timed
+    return first, timed
 
 
-def trl(setting: Setting) -> tuple[float, Pass]:
+def trl(setting: Setting, compile_model: bool = False) -> tuple[float, Pass]:
     """TRL's DPOTrainer on the same token ids. Its faster paths (Liger kernels, padding-free rows) need CUDA."""
     from datasets import Dataset
     from torch.utils.data import SequentialSampler
@@ -106,7 +113,8 @@ def trl(setting: Setting) -> tuple[float, Pass]:
             output_dir=folder, per_device_train_batch_size=BATCH, beta=BETA, learning_rate=LEARNING_RATE,
             max_length=1024, num_train_epochs=1, report_to=[], save_strategy="no", logging_steps=10**6,
             disable_tqdm=True, use_cpu=True, gradient_checkpointing=False, bf16=False, dataloader_num_workers=0,
-            lr_scheduler_type="constant", optim="adamw_torch_fused", weight_decay=0.0, max_grad_norm=1.0, seed=0,
+            lr_scheduler_type="constant", optim="adamw_torch_fused", weight_decay=0.0,
+            max_grad_norm=1.0, seed=0, torch_compile=compile_model,
         )  # fmt: skip
         text = Dataset.from_list([{"prompt": "a", "chosen": " b", "rejected": " c"}] * BATCH)
         trainer = InOrder(
@@ -129,8 +137,10 @@ def trl(setting: Setting) -> tuple[float, Pass]:
 CONTENDERS: dict[str, Callable[[Setting], tuple[float, Pass]]] = {
     "preftune": preftune,
     "preftune, stored reference": lambda setting: preftune(setting, stored=True),
+    "preftune, compiled": lambda setting: preftune(setting, compile_layers=True),
     "preftune, bf16": lambda setting: preftune(setting, precision="bf16"),
     "TRL 1.16.0": trl,
+    "TRL 1.16.0, compiled": lambda setting: trl(setting, compile_model=True),
 }
 
 

@@ -201,8 +201,7 @@ def _blocks(config: str | Path | Mapping[str, Any] | None, settings: Mapping[str
 def _render(records: dataset.Records, loaded: loading.Loaded, config: RunConfig) -> dataset.Examples:
     """Token ids that the model can read."""
     data, longest = config.data, loading.positions(loaded.lm)
-    plain = not data.rendering.text_as_chat and all(isinstance(record.prompt, str) for record in records.train)
-    if plain and data.rendering.chat_template is not None:
+    if records.plain and not data.rendering.text_as_chat and data.rendering.chat_template is not None:
         raise PreftuneError(
             "data.rendering.chat_template is given, but the data is plain text, which is taken as it is: set "
             "data.rendering.text_as_chat=true, or leave the template out"
@@ -213,14 +212,10 @@ def _render(records: dataset.Records, loaded: loading.Loaded, config: RunConfig)
     if examples.chat_template is not None:
         loaded.tokenizer.chat_template = examples.chat_template  # saved with the model: it was trained in this form
     known = loading.vocabulary(loaded.lm)
-    largest = max(
-        int(max(e.prompt.max(initial=0), *(r.ids.max() for r in e.responses)))
-        for e in (*examples.train, *examples.held_out)
-    )
-    if known is not None and largest >= known:
+    if known is not None and examples.largest >= known:
         raise PreftuneError(
-            f"the tokenizer gives token {largest}, but the model knows tokens 0 to {known - 1}: they do not belong "
-            "together, check model.tokenizer"
+            f"the tokenizer gives token {examples.largest}, but the model knows tokens 0 to {known - 1}: they do not "
+            "belong together, check model.tokenizer"
         )
     return examples
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ def write(path: Path, given: list[dict[str, Any]]) -> str:
     return str(path)
 
 
-def prompts(side: list[Any]) -> list[Any]:
+def prompts(side: Iterable[Any]) -> list[Any]:
     return [record.prompt for record in side]
 
 
@@ -75,7 +76,7 @@ def test_only_what_is_not_given_means_the_default_share(tmp_path: Path) -> None:
     assert len(dataset.read(DataConfig(), train, 0).held_out) == 2
     for nothing in ([], (), {}):
         found = dataset.read(DataConfig(), train, 0, nothing)
-        assert (len(found.train), found.held_out, found.messages) == (20, [], [])
+        assert (len(found.train), len(found.held_out), found.messages) == (20, 0, [])
     with pytest.raises(PreftuneError, match="the path of the data is empty"):
         dataset.read(DataConfig(held_out_path=""), train, 0)
     with pytest.raises(PreftuneError, match="0 rows in given data"):
@@ -103,7 +104,7 @@ def test_data_frames_are_read_on_either_side() -> None:
     found = dataset.read(DataConfig(), frame, 0, pandas.DataFrame(rows(7)))
     assert [record.weight for record in found.train] == [1.0, 2.0]
     assert prompts(found.held_out) == ["q7"]
-    assert dataset.read(DataConfig(), frame, 0, frame[:0]).held_out == []
+    assert not dataset.read(DataConfig(), frame, 0, frame[:0]).held_out
 
 
 def test_if_all_held_out_records_are_too_long_the_error_says_so(tokenizer: PreTrainedTokenizerFast) -> None:

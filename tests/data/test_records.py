@@ -401,7 +401,7 @@ def test_bad_rows_are_dropped_by_policy_counted_and_listed(read: Read) -> None:
     drops = Drops("drop")
     found = read({"text": "x"}, PAIR, PAIR | {"chosen": None}, PAIR, PAIR | {"chosen": None}, drops=drops)
     assert [record.where.row for record in found] == [1, 3]
-    assert [drop.where.row for drop in drops.dropped] == [0, 2, 4]
+    assert sorted(where.row for places in drops.places.values() for where in places) == [0, 2, 4]
     assert drops.summary().startswith(
         "3 left out: 2 because chosen is null, expected text or turns (given data row 2, given data row 4), 1 because"
     )
@@ -429,7 +429,7 @@ def test_promise_03_identical_pairs_are_dropped_counted_and_listed(read: Read) -
         drops = Drops("drop")
         kept = list(without_identical(found, drops))
         assert kept == [record for record in found if record.chosen != record.rejected]
-        assert [drop.where.row for drop in drops.dropped] == [len(found) - 1]
+        assert drops.places == {"chosen and rejected are identical": [Where("given data", len(found) - 1)]}
         assert "1 because chosen and rejected are identical (given data row" in drops.summary()
         with pytest.raises(PreftuneError, match=f"row {len(found) - 1}: chosen and rejected are identical"):
             list(without_identical(found, Drops("error")))
@@ -565,6 +565,6 @@ def test_any_json_gives_records_or_one_sentence(rows: list[Any], layout: str | N
         message = str(error)
     else:
         message = ""
-        assert len(found) + len(drops.dropped) == len(rows)
+        assert len(found) + drops.total == len(rows)
         check_records(found)
     assert message.encode().count(b"\n") == 0

@@ -1,41 +1,34 @@
-"""From a source to examples on two sides, training and held out: sources -> records -> split -> token ids."""
+"""From a source to examples on two sides, training and held out: sources -> records -> split -> token ids.
+
+Neither records nor examples are held in memory: both lie in files of the cache, and are read one at a time.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence, Sized
-from dataclasses import dataclass
-from itertools import chain, islice
-from numbers import Real
+import hashlib
+from collections.abc import Collection, Iterable, Iterator, Sequence, Sized
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from preftune.data import sources
+from preftune.data.entries import About, fetch, key_of
 from preftune.data.examples import Example
-from preftune.data.fields import shown
-from preftune.data.records import (
-    WEIGHT,
-    Demonstration,
-    Drops,
-    Judged,
-    Preference,
-    Ranking,
-    Record,
-    fingerprint,
-    is_weight,
-    records,
-    without_identical,
-)
-from preftune.data.rendering import NONE_LEFT, Renderer, RenderingConfig, render_all
-from preftune.data.split import held_out, prompt_key
+from preftune.data.lines import Lines, Mask, Reading, content
+from preftune.data.records import Drops, Preference, Ranking, Record
+from preftune.data.rendering import RenderingConfig
+from preftune.data.split import choose, prompt_digests
+from preftune.data.tokenising import Side, Tokeniser
 from preftune.errors import PreftuneError
 from preftune.objectives.base import DataKind
 
-KIND: dict[type, DataKind] = {
-    Preference: "pairs",
-    Judged: "labels",
-    Ranking: "rankings",
-    Demonstration: "demonstrations",
+KIND: dict[str, DataKind] = {
+    "Preference": "pairs",
+    "Judged": "labels",
+    "Ranking": "rankings",
+    "Demonstration": "demonstrations",
 }
 WHAT: dict[DataKind, str] = {
     "pairs": "pairs (prompt, chosen, rejected)",
@@ -43,6 +36,7 @@ WHAT: dict[DataKind, str] = {
     "rankings": "rankings (prompt, responses, scores)",
     "demonstrations": "demonstrations (prompt, completion)",
 }
+NONE_LEFT = "no record is left to learn from: {summary}; mend the data, or change data.rendering"
 NONE_HELD_OUT = (
     "no record is left of the held-out data: {summary}; hold out other or more records (data.held_out), or change "
     "data.rendering (max_length)"
@@ -63,7 +57,26 @@ class DataConfig(BaseModel):
         None, description="data of its own to hold out, instead of a share; records of training prompts are left out"
     )
     bad_rows: Literal["error", "drop"] = Field("error", description="what becomes of rows that cannot be read")
+    workers: int | None = Field(
+        None, ge=1, description="most processes that tokenise; none: one for each core, as far as the data is worth it"
+    )
     rendering: RenderingConfig = Field(default_factory=RenderingConfig, description="from text to tokens")
+
+
+class SideRecords(Collection[Record]):
+    """The records of one side, read from disk each time they are gone through."""
+
+    def __init__(self, side: Side) -> None:
+        self.side = side
+
+    def __len__(self) -> int:
+        return int(self.side.mask.sum())
+
+    def __iter__(self) -> Iterator[Record]:
+        return self.side.lines.records(self.side.mask)
+
+    def __contains__(self, record: object) -> bool:
+        return any(record == each for each in self)
 
 
 @dataclass(frozen=True)
@@ -74,13 +87,15 @@ class Records:
         train: to learn from.
         held_out: to evaluate on; may be empty.
         kind: what all of them are.
+        plain: True if all training prompts are plain text.
         fingerprint: SHA-256 of both sides.
         messages: what was left out, one line each.
     """
 
-    train: list[Record]
-    held_out: list[Record]
+    train: SideRecords
+    held_out: SideRecords
     kind: DataKind
+    plain: bool
     fingerprint: str
     messages: list[str]
 
@@ -105,24 +120,26 @@ class Examples:
     """The same as token ids.
 
     Attributes:
-        train: to learn from.
+        train: to learn from; each is read from disk when it is asked for.
         held_out: to evaluate on; may be empty.
         messages: what was left out and what to know about tokenizer and template, one line each.
         end_ids: tokens that end a response.
         chat_template: the chat template that was used, if one was.
+        largest: the largest token id.
     """
 
-    train: list[Example]
-    held_out: list[Example]
+    train: Sequence[Example]
+    held_out: Sequence[Example]
     messages: list[str]
     end_ids: tuple[int, ...] = ()
     chat_template: str | None = None
+    largest: int = -1
 
 
 def read(
     config: DataConfig, source: str | Iterable[Any], seed: int, apart: str | Iterable[Any] | None = None
 ) -> Records:
-    """Read, check and split a source.
+    """Read, check and split a source, or find in the cache what came of it before.
 
     Args:
         config: how to read and what to hold out.
@@ -134,53 +151,111 @@ def read(
         PreftuneError: for anything wrong with the data.
     """
     _check_held_out(config, apart)
-    unreadable, identical, shared = Drops(config.bad_rows), Drops("drop"), Drops("drop")
-
-    def read_all(of: str | Iterable[Any], split: str | None) -> list[Record]:
-        found, of = _as_records(of)
-        if found is None:
-            found = records(sources.rows(of, split=split), config.layout, unreadable)
-        return list(without_identical(islice(found, config.limit), identical))
-
-    train = read_all(source, config.split)
-    if not train:
-        raise PreftuneError(f"no usable row in the data: {identical.summary()}")
+    reading = Reading(config.layout, config.split, config.limit, config.bad_rows)
+    train = Lines(source, reading)
     apart = config.held_out_path if apart is None else apart
-    other: list[Record] = []
-    if apart is None and config.held_out:
-        train, other = held_out(train, config.held_out, seed)
-    elif apart is not None and not _is_empty(apart):
-        other = read_all(apart, None)
-        if not other:
-            raise PreftuneError(f"no usable row in the held-out data: {identical.summary()}")
-        other = _unshared(other, train, shared)
-    _check_weights(train, other)
-    kinds = {KIND[type(record)] for record in (*train, *other)}
-    if len(kinds) > 1:
-        raise PreftuneError(f"the data mixes {' and '.join(sorted(WHAT[kind] for kind in kinds))}: train on one kind")
-    messages = [drops.summary() for drops in (unreadable, identical) if drops.dropped]
-    if shared.dropped:
-        messages.append(f"held-out data: {shared.summary()}")
-    return Records(train, other, kinds.pop(), fingerprint([*train, *other]), messages)
+    other = None if apart is None or _is_empty(apart) else Lines(apart, replace(reading, split=None))
+    share = config.held_out if apart is None else 0
+    given = [train] if other is None else [train, other]
+    known = all(lines.key is not None for lines in given)
+    key = key_of("split", [lines.key for lines in given], share, seed) if known else None
+
+    def make(folder: Path) -> About:
+        return _divide(folder, train, other, share, seed)
+
+    entry = fetch("split", key, make, lambda: all(lines.unchanged() for lines in given))
+    about, masks = entry.about, [np.load(entry.folder / f"{name}.npy") for name in ("train", "held_out")]
+    sides = (
+        Side(train, masks[0], about["digests"][0], "training", NONE_LEFT),
+        Side(given[-1], masks[1], about["digests"][-1], "held-out", NONE_HELD_OUT),
+    )
+    notes = [*entry.notes, *(note for lines in given for note in lines.notes)]
+    messages = [*dict.fromkeys(notes), *about["messages"]]
+    plain, fingerprint = about["plain"], about["fingerprint"]
+    return Records(SideRecords(sides[0]), SideRecords(sides[1]), about["kind"], plain, fingerprint, messages)
 
 
 def render(found: Records, tokenizer: Any, config: DataConfig) -> Examples:
-    """Records -> token ids, by the tokenizer's chat template for conversations.
+    """Records -> token ids, by the tokenizer's chat template for conversations, or from the cache.
 
     Raises:
         PreftuneError: if nothing is left to train on, or a prompt and its response do not stay apart as tokens.
     """
-    renderer = Renderer(tokenizer, config.rendering)
-    sides, messages = [], list(found.messages)
-    for name, side, empty in (("training", found.train, NONE_LEFT), ("held-out", found.held_out, NONE_HELD_OUT)):
-        examples, dropped = render_all(side, renderer, empty) if side else ([], [])
-        if dropped:
-            messages.append(f"{name} data: {Drops('drop', dropped).summary()}")
-        sides.append(examples)
-    _check_some_weigh(sides[0])
-    template = None if renderer.chat is None else renderer.chat.template
-    ends = tuple(sorted(renderer.end_ids))
-    return Examples(sides[0], sides[1], [*messages, *renderer.notes], ends, template)
+    tokeniser = Tokeniser(tokenizer, config.rendering)
+    sides = [found.train.side, *([found.held_out.side] if found.held_out else [])]
+    one_source = sides[0].lines is sides[-1].lines
+    parts = [tokeniser.examples(group, config.workers) for group in ([sides] if one_source else [[s] for s in sides])]
+    examples: list[Sequence[Example]] = [side for part, _, _ in parts for side in part]
+    _check_some_weigh(examples[0])
+    renderer, notes = tokeniser.renderer, [note for side in sides for note in side.lines.notes]
+    said = [*found.messages, *notes, *(line for _, _, lines in parts for line in lines), *renderer.notes]
+    return Examples(
+        examples[0],
+        examples[1] if found.held_out else [],
+        [*dict.fromkeys(said)],
+        tuple(sorted(renderer.end_ids)),
+        None if renderer.chat is None else renderer.chat.template,
+        max(about["largest"] for _, about, _ in parts),
+    )
+
+
+def _divide(folder: Path, train: Lines, other: Lines | None, share: float, seed: int) -> About:
+    """The split as masks over the lines of the sources, and what is known of it."""
+    if not train.count:
+        raise PreftuneError(f"no usable row in the data: {train.drops('identical').summary()}")
+    learnt, held = np.ones(train.count, dtype=np.bool_), np.zeros(train.count, dtype=np.bool_)
+    drops = [train.drops("unreadable"), train.drops("identical")]
+    messages = []
+    if other is None and share:
+        held = choose((record.prompt for record in train.records()), share, seed)
+        learnt = ~held
+    elif other is not None:
+        drops = [drops[0].joined(other.drops("unreadable")), drops[1].joined(other.drops("identical"))]
+        if not other.count:
+            raise PreftuneError(f"no usable row in the held-out data: {drops[1].summary()}")
+        held, shared = _unshared(other, train)
+        messages += [f"held-out data: {shared.summary()}"] if shared.total else []
+    _check_some_weigh(train.records(learnt))
+    aside = train if other is None else other
+    kinds, forms, digest = set[str](), set[bytes](), hashlib.sha256()
+    for number, line in ((i, line) for i, side in enumerate((train.raw(learnt), aside.raw(held))) for line in side):
+        record = content(line)
+        digest.update(record)
+        end = record.index(b'"', 2)  # of the kind, which is followed by the prompt: text, or a list of turns
+        kinds.add(record[2:end].decode())
+        if number == 0:
+            forms.add(record[end + 3 : end + 4])
+    if len(kinds) > 1:
+        mixed = " and ".join(sorted(WHAT[KIND[kind]] for kind in kinds))
+        raise PreftuneError(f"the data mixes {mixed}: train on one kind")
+    np.save(folder / "train.npy", learnt)
+    np.save(folder / "held_out.npy", held)
+    return {
+        "kind": KIND[kinds.pop()],
+        "plain": forms == {b'"'},
+        "fingerprint": digest.hexdigest(),
+        "digests": [train.digest, aside.digest],
+        "messages": [*(each.summary() for each in drops if each.total), *messages],
+    }
+
+
+def _unshared(other: Lines, train: Lines) -> tuple[Mask, Drops]:
+    """The held-out records whose prompt is not in the training data, and the others."""
+    prompts = prompt_digests(record.prompt for record in train.records())
+    kept = ~np.isin(prompt_digests(record.prompt for record in other.records()), prompts)
+    drops = Drops("drop")
+    for record in other.records(~kept):
+        drops.add(record.where, "the prompt is in the training data too")
+    if not kept.any():
+        raise PreftuneError(
+            f"no record is left of the held-out data: {drops.summary()}; give held-out data with prompts of its own"
+        )
+    return kept, drops
+
+
+def _check_some_weigh(train: Iterable[Record] | Iterable[Example]) -> None:
+    if not any(one.weight for one in train):
+        raise PreftuneError("every training record has weight 0, so that nothing would be learned: raise some weights")
 
 
 def _check_held_out(config: DataConfig, apart: str | Iterable[Any] | None) -> None:
@@ -196,43 +271,3 @@ def _check_held_out(config: DataConfig, apart: str | Iterable[Any] | None) -> No
 
 def _is_empty(source: str | Iterable[Any]) -> bool:
     return isinstance(source, Sized) and not isinstance(source, str) and len(source) == 0
-
-
-def _unshared(records: list[Record], train: list[Record], drops: Drops) -> list[Record]:
-    """The held-out records whose prompt is not in the training data; the others go into `drops`."""
-    prompts = {prompt_key(record.prompt) for record in train}
-    kept = []
-    for record in records:
-        if prompt_key(record.prompt) in prompts:
-            drops.add(record.where, "the prompt is in the training data too")
-        else:
-            kept.append(record)
-    if not kept:
-        raise PreftuneError(
-            f"no record is left of the held-out data: {drops.summary()}; give held-out data with prompts of its own"
-        )
-    return kept
-
-
-def _check_weights(train: list[Record], other: list[Record]) -> None:
-    """Refuse weights that float32 does not hold, which rows cannot have but records can, and data without weight."""
-    for record in (*train, *other):
-        if not (isinstance(record.weight, Real) and is_weight(record.weight)):
-            raise PreftuneError(f"{record.where}: weight is {shown(record.weight)}, expected {WEIGHT}")
-    _check_some_weigh(train)
-
-
-def _check_some_weigh(train: Sequence[Record] | Sequence[Example]) -> None:
-    if train and not any(one.weight for one in train):
-        raise PreftuneError("every training record has weight 0, so that nothing would be learned: raise some weights")
-
-
-def _as_records(source: str | Iterable[Any]) -> tuple[Iterator[Record] | None, str | Iterable[Any]]:
-    """The source as records, if that is what it holds already; and the source, none of it lost."""
-    if isinstance(source, str) or not isinstance(source, Sequence | Iterator):
-        return None, source
-    whole = iter(source)
-    first = list(islice(whole, 1))
-    if first and isinstance(first[0], Record):
-        return chain(first, whole), source
-    return None, chain(first, whole) if isinstance(source, Iterator) else source

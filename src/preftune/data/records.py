@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -104,6 +104,7 @@ Record = Preference | Judged | Ranking | Demonstration
 Row = tuple[Where, Mapping[str, Any]]
 DropPolicy = Literal["error", "drop"]
 WEIGHT = "0 or a number from 1e-30 to 1e+30"
+SHOWN = 3  # reasons, and places of each, that a summary names
 
 
 def is_weight(value: float) -> bool:
@@ -122,8 +123,8 @@ class Dropped:
 
 @dataclass
 class Drops:
-    """What becomes of records that cannot be used: with "error" the first one stops the run, with "drop" all are kept
-    in a list, to be counted and shown.
+    """What becomes of records that cannot be used: with "error" the first one stops the run, with "drop" they are
+    counted by reason, and the first places of each are kept to be shown.
 
     A reason that does not vary from row to row ("the prompt is longer than 512 tokens") is counted as one.
 
@@ -136,7 +137,13 @@ class Drops:
     """
 
     policy: DropPolicy = "error"
-    dropped: list[Dropped] = field(default_factory=list)
+    counts: Counter[str] = field(default_factory=Counter)
+    places: dict[str, list[Where]] = field(default_factory=dict)
+
+    @property
+    def total(self) -> int:
+        """How many were left out."""
+        return self.counts.total()
 
     def add(self, where: Where, reason: str) -> None:
         """Leave the record at `where` out, for this reason.
@@ -146,19 +153,29 @@ class Drops:
         """
         if self.policy == "error":
             raise PreftuneError(f"{where}: {reason}")
-        self.dropped.append(Dropped(where, reason))
+        self.counts[reason] += 1
+        places = self.places.setdefault(reason, [])
+        if len(places) < SHOWN:
+            places.append(where)
 
-    def summary(self, shown: int = 3) -> str:
-        """One line: how many, each reason with its count, most frequent first, and the first `shown` places."""
-        reasons = Counter(drop.reason for drop in self.dropped).most_common()
-        parts = [f"{count} because {reason} ({self._places(reason, shown)})" for reason, count in reasons[:shown]]
-        if len(reasons) > shown:
-            parts.append(f"and {sum(count for _, count in reasons[shown:])} for other reasons")
-        return f"{len(self.dropped)} left out" + (f": {', '.join(parts)}" if parts else "")
+    def joined(self, other: Drops) -> Drops:
+        """These, and the others after them."""
+        places = {reason: [*found] for reason, found in self.places.items()}
+        for reason, found in other.places.items():
+            places[reason] = [*places.get(reason, []), *found][:SHOWN]
+        return Drops(self.policy, self.counts + other.counts, places)
 
-    def _places(self, reason: str, shown: int) -> str:
-        places = [str(drop.where) for drop in self.dropped if drop.reason == reason]
-        return ", ".join(places[:shown]) + (", ..." if len(places) > shown else "")
+    def summary(self) -> str:
+        """One line: how many, each reason with its count, most frequent first, and the first places."""
+        reasons = self.counts.most_common()
+        parts = [f"{count} because {reason} ({self._places(reason)})" for reason, count in reasons[:SHOWN]]
+        if len(reasons) > SHOWN:
+            parts.append(f"and {sum(count for _, count in reasons[SHOWN:])} for other reasons")
+        return f"{self.total} left out" + (f": {', '.join(parts)}" if parts else "")
+
+    def _places(self, reason: str) -> str:
+        places = self.places[reason]
+        return ", ".join(map(str, places)) + (", ..." if self.counts[reason] > len(places) else "")
 
 
 def records(rows: Iterable[Row], layout: str | None = None, drops: Drops | None = None) -> Iterator[Record]:
@@ -228,13 +245,41 @@ def fingerprint(records: Iterable[Record]) -> str:
     """
     digest = hashlib.sha256()
     for record in records:
-        values = [_plain(getattr(record, f.name)) for f in fields(record) if f.name != "where"]
-        digest.update(json.dumps([type(record).__name__, *values]).encode())
-        digest.update(b"\n")
+        digest.update(to_line(record))
     return digest.hexdigest()
+
+
+def to_line(record: Record) -> bytes:
+    """All that a record holds but its place, as one line of JSON."""
+    values = [_plain(getattr(record, name)) for name in NAMES[type(record).__name__]]
+    return json.dumps([type(record).__name__, *values]).encode() + b"\n"
+
+
+def from_line(line: bytes, where: Where) -> Record:
+    """The record that `to_line` wrote."""
+    kind, *values = json.loads(line)
+    fields = {name: _READ.get(name, _as_is)(value) for name, value in zip(NAMES[kind], values, strict=True)}
+    return KINDS[kind](where=where, **fields)
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, tuple):
         return [[each.role, each.content] if isinstance(each, Message) else _plain(each) for each in value]
     return value
+
+
+def _as_is(value: Any) -> Any:
+    return value
+
+
+def _text(value: str | list[list[str]]) -> Text:
+    return value if isinstance(value, str) else tuple(Message(role, content) for role, content in value)
+
+
+KINDS: dict[str, type[Record]] = {kind.__name__: kind for kind in (Preference, Judged, Ranking, Demonstration)}
+NAMES = {name: [f.name for f in fields(kind) if f.name != "where"] for name, kind in KINDS.items()}
+_READ: dict[str, Callable[[Any], Any]] = {
+    **dict.fromkeys(("prompt", "chosen", "rejected", "response"), _text),
+    "responses": lambda texts: tuple(map(_text, texts)),
+    "scores": tuple,
+}

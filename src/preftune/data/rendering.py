@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations, islice, pairwise
+from itertools import combinations, pairwise
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
@@ -37,21 +37,18 @@ from preftune.data.chat_template import (
     shared_length,
 )
 from preftune.data.examples import Example, Ids, Response
-from preftune.data.records import Dropped, Drops, Judged, Message, Preference, Ranking, Record, Text, Where
+from preftune.data.records import Dropped, Judged, Message, Preference, Ranking, Record, Text, Where
 from preftune.errors import PreftuneError
 from preftune.objectives.batch import Role
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-CHUNK = 1024  # records whose texts are tokenised in one call
-NAMED = 10  # rows named in one error
 SHIFT = "set data.rendering.boundary=shift to let the prompt end before that token"
 MEND_TEXT = (
     "end prompts with a line break or begin responses with a space; set data.rendering.text_as_chat=true if the model "
     f"expects its chat template; or {SHIFT}"
 )
-NONE_LEFT = "no record is left to learn from: {summary}; mend the data, or change data.rendering"
 MEND_CHAT = f"strip white space from the start of responses, or {SHIFT}"
 
 P = ParamSpec("P")
@@ -127,6 +124,7 @@ class Renderer:
         config: how to render.
 
     Attributes:
+        template: the chat template that was given or comes with the tokenizer, as Jinja text.
         chat: the chat template in use; None as long as none is needed.
         notes: what a user should know about tokenizer and template, a sentence each.
 
@@ -141,9 +139,9 @@ class Renderer:
         self.chat: ChatTemplate | None = None
         self._text_prefix = prefix_ids(tokenizer)
         self._chat_prefix: list[int] = []
-        template = find_template(tokenizer, self.config.chat_template)
-        if template is not None:
-            self.chat = ChatTemplate(tokenizer, template, self.config.template_options)
+        self.template = find_template(tokenizer, self.config.chat_template)
+        if self.template is not None:
+            self.chat = ChatTemplate(tokenizer, self.template, self.config.template_options)
             self.notes += self.chat.notes()
         elif self.config.template_options:
             raise PreftuneError("template_options are given, but the tokenizer has no chat template: remove them")
@@ -154,6 +152,16 @@ class Renderer:
         """The tokens on which a policy trained on these examples stops."""
         ids = {self.tokenizer.eos_token_id, None if self.chat is None else self.chat.end_id}
         return frozenset(index for index in ids if index is not None)
+
+    def use_chat(self) -> ChatTemplate:
+        """The chat template, which is a plain one from now on if the tokenizer has none."""
+        if self.chat is None:
+            self.chat = ChatTemplate(self.tokenizer, PLAIN_TEMPLATE, {})
+            self._chat_prefix = self._text_prefix  # the plain template leaves BOS to the tokenizer
+            self.notes.append(
+                "the tokenizer has no chat template: conversations are written as 'User: ...' and 'Assistant: ...'"
+            )
+        return self.chat
 
     def example(self, record: Record) -> Example | Dropped:
         """One record as an example, or why it is left out.
@@ -220,19 +228,14 @@ class Renderer:
         return _Plan(record, given, rendered, self._text_prefix, self.tokenizer.eos_token_id, None, MEND_TEXT)
 
     def _plan_chat(self, record: Record, given: Sequence[_Given]) -> _Plan:
-        if self.chat is None:
-            self.chat = ChatTemplate(self.tokenizer, PLAIN_TEMPLATE, {})
-            self._chat_prefix = self._text_prefix  # the plain template leaves BOS to the tokenizer
-            self.notes.append(
-                "the tokenizer has no chat template: conversations are written as 'User: ...' and 'Assistant: ...'"
-            )
+        chat = self.use_chat()
         prompt = _turns(record.prompt, "user")
         responses = [_turns(response.text, "assistant") for response in given]
         self._check_typed("the prompt", [turn.content for turn in prompt])
         for response, turns in zip(given, responses, strict=True):
             self._check_typed(response.name, [turn.content for turn in turns])
-        rendered = self.chat.responses(prompt, responses)
-        return _Plan(record, given, rendered, self._chat_prefix, self.chat.end_id, self.chat.turn_end_id, MEND_CHAT)
+        rendered = chat.responses(prompt, responses)
+        return _Plan(record, given, rendered, self._chat_prefix, chat.end_id, chat.turn_end_id, MEND_CHAT)
 
     def _check_typed(self, name: str, texts: Iterable[str]) -> None:
         """Leave out a record in whose text a control token stands: it would end twice, begin twice, or change turns."""
@@ -322,39 +325,6 @@ class Renderer:
         return prompt_T, [
             replace(r, ids=r.ids[:room], targets=None if r.targets is None else r.targets[:room]) for r in responses
         ]
-
-
-def render_all(
-    records: Iterable[Record], renderer: Renderer, empty: str = NONE_LEFT
-) -> tuple[list[Example], list[Dropped]]:
-    """All records as examples, and those that were left out, each with the reason. `empty` is what to say if every
-    record is left out, with {summary} for the reasons.
-
-    Raises:
-        PreftuneError: naming the rows that cannot be rendered faithfully; or if every record is left out.
-    """
-    examples: list[Example] = []
-    dropped: list[Dropped] = []
-    refused: list[Refused] = []
-    remaining = iter(records)
-    while chunk := list(islice(remaining, CHUNK)):
-        for outcome in renderer.outcomes(chunk):
-            if isinstance(outcome, Example):
-                examples.append(outcome)
-            elif isinstance(outcome, Dropped):
-                dropped.append(outcome)
-            else:
-                refused.append(outcome)
-    if refused:
-        total = len(examples) + len(dropped) + len(refused)
-        named = ", ".join(str(one.where) for one in refused[:NAMED])
-        more = f" and {len(refused) - NAMED} more" if len(refused) > NAMED else ""
-        raise PreftuneError(
-            f"{len(refused)} of {total} records cannot be rendered ({named}{more}); in the first, {refused[0].reason}"
-        )
-    if dropped and not examples:
-        raise PreftuneError(empty.format(summary=Drops("drop", dropped).summary()))
-    return examples, dropped
 
 
 def _attempt(where: Where, make: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | Dropped | Refused:

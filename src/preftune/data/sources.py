@@ -54,6 +54,21 @@ def rows(source: Source, *, split: str | None = None) -> Iterator[Row]:
     return _at_least_one(_given(source, split), GIVEN)
 
 
+def files(source: str, split: str | None = None) -> list[Path] | None:
+    """The files that `rows` reads of a named source, in order; None for what is built in or on the hub.
+
+    Raises:
+        PreftuneError: for a folder without such files.
+        OSError: if they cannot be looked at.
+    """
+    path = Path(source).expanduser()
+    if source == "sandbox" or not source.strip():
+        return None
+    if not path.is_dir():
+        return [path] if path.is_file() else None
+    return sorted(filter(Path.is_file, path.rglob("*"))) if _is_saved(path) else _folder_files(path, split)
+
+
 def _at_least_one(found: Iterator[Row], name: str) -> Iterator[Row]:
     empty = True
     for row in found:
@@ -195,8 +210,20 @@ def _hub(name: str, config: str | None, split: str | None) -> Iterator[Row]:
 
 
 def _folder(path: Path, split: str | None) -> Iterator[Row]:
-    if (path / "state.json").is_file() or ((path / "dataset_dict.json").is_file() and [*path.glob("*/state.json")]):
+    if _is_saved(path):
         return _saved(path, split)
+    return (row for file in _folder_files(path, split) for row in _file(file, _reader(file)))
+
+
+def _is_saved(path: Path) -> bool:
+    """True for a folder that `datasets.save_to_disk` left."""
+    return (path / "state.json").is_file() or (
+        (path / "dataset_dict.json").is_file() and any(path.glob("*/state.json"))
+    )
+
+
+def _folder_files(path: Path, split: str | None) -> list[Path]:
+    """The data files of a folder, of one split if it is named."""
     files = [file for file in sorted(path.rglob("*")) if _format(file) and file.name not in ABOUT and file.is_file()]
     files = [file for file in files if not any(part.startswith(".") for part in file.relative_to(path).parts)]
     if not files:
@@ -208,7 +235,7 @@ def _folder(path: Path, split: str | None) -> Iterator[Row]:
             listed = ", ".join(str(file.relative_to(path)) for file in files[:8])
             raise PreftuneError(f"no file of folder {path} belongs to split {split!r}, found {listed}")
         files = chosen
-    return (row for file in files for row in _file(file, _reader(file)))
+    return files
 
 
 def _saved(path: Path, split: str | None) -> Iterator[Row]:

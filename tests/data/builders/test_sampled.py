@@ -21,8 +21,9 @@ from preftune.data.builders.sampled import (
     write_pairs,
     write_rows,
 )
+from preftune.data.examples import Example
 from preftune.data.records import Preference, records
-from preftune.data.rendering import Renderer, render_all
+from preftune.data.rendering import Renderer
 from preftune.data.sources import rows
 from preftune.errors import PreftuneError
 from preftune.evaluation.sampling import sample
@@ -167,8 +168,7 @@ def test_file_trains_as_it_lies(tiny: tuple[Any, Any], tmp_path: Path) -> None:
     read = list(records(rows(tmp_path / "new" / "pairs.jsonl")))
     assert len(read) == statistics.pairs
     assert all(isinstance(record, Preference) for record in read)
-    examples, dropped = render_all(read, Renderer(tiny[1]))
-    assert (len(examples), len(dropped)) == (statistics.pairs, 0)
+    assert all(isinstance(one, Example) for one in Renderer(tiny[1]).outcomes(read))
     assert seen == [8]
 
 
@@ -180,8 +180,8 @@ def test_chat_rows_are_conversations(tiny: tuple[Any, Any]) -> None:
     assert [turn["role"] for turn in row["prompt"]] == ["user"]
     assert row["prompt"][0]["content"].startswith("Say something about ")
     assert [turn["role"] for turn in (*row["chosen"], *row["rejected"])] == ["assistant", "assistant"]
-    examples, dropped = render_all(records(rows(found)), Renderer(tiny[1]))
-    assert (len(examples), len(dropped)) == (len(found), 0)
+    rendered = Renderer(tiny[1]).outcomes(list(records(rows(found))))
+    assert [isinstance(one, Example) for one in rendered] == [True] * len(found)
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,11 @@ from pydantic import ValidationError
 from tokenizers.normalizers import Replace
 from tokenizers.processors import TemplateProcessing
 
+from preftune.data import dataset
+from preftune.data.dataset import DataConfig, Examples
 from preftune.data.examples import Example
 from preftune.data.records import Demonstration, Dropped, Judged, Message, Preference, Where
-from preftune.data.rendering import Renderer, RenderingConfig, render_all
+from preftune.data.rendering import Renderer, RenderingConfig
 from preftune.errors import PreftuneError
 from preftune.objectives.batch import Role
 
@@ -31,6 +33,12 @@ def pair(prompt="What is the capital?", chosen=" Paris is.", rejected=" No idea.
 
 def render(tokenizer, record, **config):
     return Renderer(tokenizer, RenderingConfig(**config)).example(record)
+
+
+def render_all(records, tokenizer, config=None) -> Examples:
+    """As a run does it."""
+    data = DataConfig(held_out=0, rendering=config or RenderingConfig())
+    return dataset.render(dataset.read(data, records, 0), tokenizer, data)
 
 
 def ids(tokenizer, text):
@@ -154,7 +162,7 @@ def test_reasons_are_counted_for_each_control_token(tokenizer_of):
     typed = ["<|begin_of_text|>", "<|start_header_id|>", "<|begin_of_text|>"]
     records = [pair(f"It {mark}", where=Where("pairs.jsonl", row)) for row, mark in enumerate(typed)]
     with pytest.raises(PreftuneError) as error:
-        render_all(records, Renderer(tokenizer))
+        render_all(records, tokenizer)
     reason = "the text of the prompt holds the control token"
     assert f"2 because {reason} <|begin_of_text|> (pairs.jsonl row 0, pairs.jsonl row 2)" in str(error.value)
     assert f"1 because {reason} <|start_header_id|> (pairs.jsonl row 1)" in str(error.value)
@@ -203,14 +211,14 @@ def test_promise_01_rows_whose_prompt_and_response_are_joined_are_named(plain_to
     good = [pair(where=Where("pairs.jsonl", row)) for row in range(3)]
     bad = [pair("Answer: ", "The cat.", "Yes.", Where("pairs.jsonl", row)) for row in (3, 4)]
     with pytest.raises(PreftuneError) as error:
-        render_all([*good, *bad], Renderer(plain_tokenizer))
+        render_all([*good, *bad], plain_tokenizer)
     message = str(error.value)
     assert "2 of 5 records" in message
     assert "pairs.jsonl row 3, pairs.jsonl row 4" in message
     assert "joins ' ' at the end of the prompt and the start of chosen into ' The'" in message
     many = [pair("Answer: ", "The cat.", "Yes.", Where("pairs.jsonl", row)) for row in range(40)]
     with pytest.raises(PreftuneError, match=r"row 9 and 30 more\)"):
-        render_all(many, Renderer(plain_tokenizer))
+        render_all(many, plain_tokenizer)
 
 
 def test_promise_01_a_template_that_joins_the_boundary_is_named_by_row(plain_tokenizer):
@@ -277,13 +285,14 @@ def test_promise_04_a_cut_response_has_no_end_token(plain_tokenizer):
 
 def test_promise_03_pairs_that_are_identical_after_truncation_are_dropped_and_listed(plain_tokenizer):
     same_start = pair("What is it?", " The answer is 42. Yes.", " The answer is 42. No.")
-    examples, dropped = render_all([same_start, pair()], Renderer(plain_tokenizer))
-    assert (len(examples), dropped) == (2, [])
-    whole = examples[0]
+    found = render_all([same_start, pair()], plain_tokenizer)
+    assert (len(found.train), found.messages) == (2, [])
+    whole = found.train[0]
     config = RenderingConfig(max_length=len(whole.prompt) + 3, truncate="response_end")
-    examples, dropped = render_all([same_start, pair()], Renderer(plain_tokenizer, config))
-    assert len(examples) == 1
-    assert dropped == [Dropped(WHERE, "chosen and rejected are identical in tokens")]
+    found = render_all([same_start, pair()], plain_tokenizer, config)
+    assert len(found.train) == 1
+    said = f"training data: 1 left out: 1 because chosen and rejected are identical in tokens ({WHERE})"
+    assert found.messages == [said]
 
 
 def test_promise_03_no_response_is_left_without_targets(plain_tokenizer):
@@ -336,18 +345,18 @@ def test_if_every_record_is_dropped_the_reasons_are_counted(plain_tokenizer):
     records = [pair(where=Where("pairs.jsonl", row)) for row in range(3)]
     records.append(pair(chosen="", where=Where("pairs.jsonl", 3)))
     with pytest.raises(PreftuneError) as error:
-        render_all(records, Renderer(plain_tokenizer, RenderingConfig(max_length=4)))
+        render_all(records, plain_tokenizer, RenderingConfig(max_length=4))
     assert "4 left out: 3 because prompt and response are longer than max_length=4 tokens" in str(error.value)
     assert "1 because chosen is empty (pairs.jsonl row 3)" in str(error.value)
 
 
-def test_render_all_reads_any_iterable_and_keeps_the_order(plain_tokenizer, monkeypatch):
-    monkeypatch.setattr("preftune.data.rendering.CHUNK", 2)
-    records = (pair(chosen=f" Answer {row}", where=Where("pairs.jsonl", row)) for row in range(5))
-    examples, dropped = render_all(records, Renderer(plain_tokenizer))
-    assert [example.row for example in examples] == [0, 1, 2, 3, 4]
-    assert dropped == []
-    assert render_all([], Renderer(plain_tokenizer)) == ([], [])
+def test_chunks_keep_the_order(plain_tokenizer, monkeypatch):
+    monkeypatch.setattr("preftune.data.tokenising.CHUNK", 2)
+    found = render_all(
+        [pair(chosen=f" Answer {row}", where=Where("pairs.jsonl", row)) for row in range(5)], plain_tokenizer
+    )
+    assert [example.row for example in found.train] == [0, 1, 2, 3, 4]
+    assert found.messages == []
 
 
 # Tokenizers, templates and options
