@@ -106,4 +106,4 @@ def test_a_side_is_cut_whole():
     micros = feed("tree", micro_tokens=64).side(EXAMPLES)
     assert len(micros) > 3
     assert sorted(e.row for micro in micros for e in micro.examples) == list(range(20))
-    assert feed("tree").side(list[Example]()) == []
+    assert list(feed("tree").side(list[Example]())) == []

@@ -12,6 +12,7 @@ N segments times key-value heads, R heads that share one, Q queries and C keys.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,10 +22,12 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 from preftune.data.packing import Tree
-from preftune.policy.segment_groups import Group, groups_of
+from preftune.policy.segment_groups import Group, Groups, groups_of
 from preftune.policy.varlen import fits, varlen_attention
 
 NAME = "preftune_tree"
+# Queries (N, R, Q, D), keys and values (N, C, D) of a group -> output (N, R, Q, D).
+Attend = Callable[[Tensor, Tensor, Tensor, Group], Tensor]
 # Scores of a call that stay in a processor's cache together with their gradients.
 CACHED = 400_000
 
@@ -80,6 +83,21 @@ def tree_attention(
         return varlen_attention(query_1HTD, key_1GTD, value_1GTD, tree, scaling, sliding_window), None
     heads, key_heads = query_1HTD.shape[1], key_1GTD.shape[1]
     groups = groups_of(tree, heads, key_heads, sliding_window, query_1HTD)
+    sink_GR = None if s_aux is None else s_aux.view(key_heads, -1)
+
+    def attend(query_NRQD: Tensor, key_NCD: Tensor, value_NCD: Tensor, group: Group) -> Tensor:
+        if not plain:
+            return _explicit(query_NRQD, key_NCD, value_NCD, group, scaling, dropout, softcap, sink_GR)
+        if query_NRQD.device.type == "cpu" and not dropout and group.mask_NRQC.numel() <= CACHED:
+            return _in_cache(query_NRQD, key_NCD, value_NCD, group, scaling)
+        return _sdpa(query_NRQD, key_NCD, value_NCD, group, dropout, scaling)
+
+    output_OD = _in_groups(query_1HTD, key_1GTD, value_1GTD, groups, attend)
+    return output_OD.view(1, -1, heads, output_OD.shape[1]), None
+
+
+def _in_groups(query_1HTD: Tensor, key_1GTD: Tensor, value_1GTD: Tensor, groups: Groups, attend: Attend) -> Tensor:
+    """Attention group by group; the output has a row for each head of each token."""
     # rows of a head's size, gathered once for all groups: the backward of a gather fills a whole batch
     query_AD, key_BD, value_BD = (
         x[0].transpose(0, 1).flatten(0, 1).index_select(0, rows)
@@ -87,21 +105,13 @@ def tree_attention(
     )
     queries = [group.batch * group.shared * group.queries for group in groups.each]
     keys = [group.batch * group.keys for group in groups.each]
-    pieces = query_AD.split(queries), key_BD.split(keys), value_BD.split(keys)
     outputs = []
+    pieces = query_AD.split(queries), key_BD.split(keys), value_BD.split(keys)
     for group, query, key, value in zip(groups.each, *pieces, strict=True):
         query_NRQD = query.view(group.batch, group.shared, group.queries, -1)
         key_NCD, value_NCD = (x.view(group.batch, group.keys, -1) for x in (key, value))
-        if not plain:
-            sinks = None if s_aux is None else s_aux.view(key_heads, -1).repeat(group.batch // key_heads, 1)
-            output = _explicit(query_NRQD, key_NCD, value_NCD, group, scaling, dropout, softcap, sinks)
-        elif query.device.type == "cpu" and not dropout and group.mask_NRQC.numel() <= CACHED:
-            output = _in_cache(query_NRQD, key_NCD, value_NCD, group, scaling)
-        else:
-            output = _sdpa(query_NRQD, key_NCD, value_NCD, group, dropout, scaling)
-        outputs.append(output.flatten(0, -2))
-    output_OD = torch.cat(outputs).index_select(0, groups.output_O)
-    return output_OD.view(1, -1, heads, output_OD.shape[1]), None
+        outputs.append(attend(query_NRQD, key_NCD, value_NCD, group).flatten(0, 2))
+    return torch.cat(outputs).index_select(0, groups.output_O)
 
 
 def _sdpa(
@@ -135,18 +145,19 @@ def _explicit(
     scaling: float,
     dropout: float,
     softcap: float | None,
-    sink_NR: Tensor | None,
+    sink_GR: Tensor | None,
 ) -> Tensor:
     """Attention of a group with soft-capped scores or sinks, which no fused kernel on every device has."""
     scores_NRQC = query_NRQD @ key_NCD[:, None].transpose(2, 3) * scaling
     if softcap is not None:
         scores_NRQC = softcap * torch.tanh(scores_NRQC / softcap)
     scores_NRQC = scores_NRQC + group.mask_NRQC
-    if sink_NR is not None:
+    if sink_GR is not None:
+        sink_NR = sink_GR.repeat(group.batch // len(sink_GR), 1)
         sinks = sink_NR[:, :, None, None].expand(-1, -1, group.queries, 1).to(scores_NRQC.dtype)
         scores_NRQC = torch.cat([scores_NRQC, sinks], dim=3)
     weights_NRQC = scores_NRQC.float().softmax(dim=3).to(value_NCD.dtype)
-    if sink_NR is not None:
+    if sink_GR is not None:
         weights_NRQC = weights_NRQC[..., :-1]
     return drop(weights_NRQC, dropout, training=dropout > 0) @ value_NCD[:, None]
 

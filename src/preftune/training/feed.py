@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import fields, replace
 from itertools import islice
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -26,6 +26,21 @@ Made = TypeVar("Made")
 # Batches that a thread packs ahead, by type of device. Where the CPU is the device, packing would take from the step
 # the very time that it is to save.
 AHEAD = {"cpu": 0, "mps": 2, "cuda": 2}
+
+
+class Side(Sequence[Micro]):
+    """Forwards over a side of the data, each packed when it is asked for: a whole side may not fit into memory."""
+
+    def __init__(self, feed: Feed, examples: Sequence[Example], cut: Sequence[Sequence[int]]) -> None:
+        self.feed, self.examples, self.cut = feed, examples, cut
+
+    def __len__(self) -> int:
+        return len(self.cut)
+
+    def __getitem__(self, number: Any) -> Any:
+        if isinstance(number, slice):
+            return Side(self.feed, self.examples, self.cut[number])
+        return self.feed.prepare([self.examples[i] for i in self.cut[number]])
 
 
 class Feed:
@@ -60,10 +75,9 @@ class Feed:
         """One forward over these examples."""
         return self._moved(self._packed(examples))
 
-    def side(self, examples: Sequence[Example]) -> list[Micro]:
+    def side(self, examples: Sequence[Example]) -> Side:
         """Forwards over all examples of a side of the data."""
-        cut = self.cut(np.arange(len(examples)), lengths(examples))
-        return [self.prepare([examples[i] for i in micro]) for micro in cut]
+        return Side(self, examples, self.cut(np.arange(len(examples)), lengths(examples)))
 
     def batches(
         self, examples: Sequence[Example], lengths_N3: Indices, schedule: Iterable[Indices]

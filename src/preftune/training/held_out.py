@@ -36,7 +36,7 @@ class HeldOut:
     def __init__(self, step: Step, micros: Sequence[Micro]) -> None:
         self.step, self.micros = step, micros
         self.prompts: list[Hashable] = [
-            np.asarray(example.prompt).tobytes() for micro in micros for example in micro.examples
+            hash(np.asarray(example.prompt).tobytes()) for micro in micros for example in micro.examples
         ]
         self.start: Mapping[str, np.ndarray] | None = None
 

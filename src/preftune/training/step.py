@@ -216,16 +216,21 @@ class Step:
     @torch.no_grad()
     def evaluate(self, micros: Sequence[Micro], states: States) -> Scored:
         """The same without gradient, dropout or change of state, over any number of micro-batches."""
-        training = self.policy.training
+        totals, training = self._totals(micros), self.policy.training
+        # examples that do not depend on each other are looked at one forward after the other: there may be many
+        parts = [micros] if any(term.objective.couples for term in self.terms) else ([micro] for micro in micros)
+        losses, seen = list[Tensor](), list[Seen]()
         self.policy.eval()
         try:
-            policy = LogProbs.join([self._policy(micro) for micro in micros])
+            for part in parts:
+                policy = LogProbs.join([self._policy(micro) for micro in part])
+                batch, reference = join([micro.batch for micro in part]), self._reference(part)
+                loss, outcomes = self._loss(policy, reference, batch, totals, states)
+                losses.append(loss)
+                seen.append(observe(policy, reference, outcomes[0], batch))
         finally:
             self.policy.train(training)
-        batch = join([micro.batch for micro in micros])
-        reference = self._reference(micros)
-        loss, outcomes = self._loss(policy, reference, batch, self._totals(micros), states)
-        return Scored((loss,), (observe(policy, reference, outcomes[0], batch),), states)
+        return Scored(tuple(losses), tuple(seen), states)
 
     def _backward_apart(
         self, micros: Sequence[Micro], totals: Sequence[Tensor], states: States, step: int
