@@ -17,7 +17,7 @@ COLOURS = {
     "preftune, bf16": "#8d5bd1",
 }
 OTHER = "#d9652b"
-WIDTH, BAR, GAP, LEFT = 760, 15, 16, 130
+WIDTH, BAR, GAP, LEFT, RIGHT = 820, 15, 16, 130, 250
 
 PAGE = """# Performance
 
@@ -102,14 +102,14 @@ def _picture(found: Sequence[dict[str, Any]]) -> str:
         parts.append(_text(4, y + 12, each["row"], "start"))
         for name, figures in each["contenders"].items():
             share = min(figures["rate"] / each["limit"], 1.2)
-            length = share * (WIDTH - LEFT - 190)
+            length = share * (WIDTH - LEFT - RIGHT)
             colour = COLOURS.get(name, OTHER)
             parts.append(f'<rect x="{LEFT}" y="{y}" width="{length:.1f}" height="{BAR - 3}" fill="{colour}"/>')
             label = f"{name}: {figures['rate']:.1f} pairs/s, {figures['rate'] / each['limit']:.0%}"
             parts.append(_text(LEFT + length + 5, y + 10, label, "start"))
             y += BAR
         y += GAP
-    end = LEFT + WIDTH - LEFT - 190
+    end = LEFT + WIDTH - LEFT - RIGHT
     parts.append(f'<line x1="{end}" y1="18" x2="{end}" y2="{y - GAP}" stroke="#888" stroke-dasharray="3 3"/>')
     parts.append(_text(end, 13, "limit", "middle"))
     return (
