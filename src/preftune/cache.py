@@ -14,5 +14,6 @@ def cache_folder(kind: str) -> Path:
     It lies in the folder that the environment variable PREFTUNE_CACHE names, else in the user's cache folder.
     """
     named = os.environ.get(VARIABLE)
-    root = Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "preftune"
-    return root / kind
+    if named:
+        return Path(named).expanduser() / kind
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "preftune" / kind

@@ -27,7 +27,9 @@ class TrainConfig(BaseModel):
         "auto", description="of the computation; auto: bf16 on CUDA devices that have it, else fp32"
     )
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="auto: cuda, then mps, then cpu")
-    compile: bool = Field(False, description="compile the model's layers: a minute at the start, then less per step")
+    compile: bool = Field(
+        False, description="compile the model's layers: up to a minute first, then faster where texts are long"
+    )
     log_every: int = Field(10, ge=1, description="optimiser steps between two lines of metrics")
     check_start: bool = Field(True, description="stop if a reference declared as the policy's start differs from it")
     check_memory: bool = Field(True, description="estimate memory, and stop if training will not fit")

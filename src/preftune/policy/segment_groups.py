@@ -11,7 +11,9 @@ queries of all groups, of their keys, and of the batch.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property, partial
 
 import numpy as np
 import torch
@@ -33,16 +35,26 @@ class Group:
         shared: R, heads of queries for each of keys.
         queries: Q, of the longest segment.
         keys: C, of the longest ancestors and the longest segment together.
-        mask_NRQC: additive mask; dimensions of N and R may be expanded.
         causal: True where the mask says no more than that.
+        make_mask: gives the mask; a large causal one is never asked for.
     """
 
     batch: int
     shared: int
     queries: int
     keys: int
-    mask_NRQC: Tensor
     causal: bool
+    make_mask: Callable[[], Tensor]
+
+    @property
+    def scores(self) -> int:
+        """Scores of all rows: N * R * Q * C."""
+        return self.batch * self.shared * self.queries * self.keys
+
+    @cached_property
+    def mask_NRQC(self) -> Tensor:
+        """Additive mask; dimensions of N and R may be expanded."""
+        return self.make_mask()
 
 
 @dataclass(frozen=True)
@@ -85,6 +97,7 @@ def _make(tree: Tree, heads: int, key_heads: int, window: int | None, like: Tens
     before = np.array([sum(tree.length[each] for each in tree.ancestors(segment)) for segment in range(len(own))])
     head_HR = np.arange(heads).reshape(key_heads, -1)
     each, queries, keys, real = [], [], [], []
+    empty = like.new_empty(0)  # a mask made later must keep no queries alive
     for members in _alike(own, before):
         longest, deepest = int(own[members].max()), int(before[members].max())
         own_SQ = np.stack([_padded(tree.tokens([segment]), longest) for segment in members])
@@ -93,10 +106,10 @@ def _make(tree: Tree, heads: int, key_heads: int, window: int | None, like: Tens
         queries.append(own_SQ.clip(0)[:, None, None, :] * heads + head_HR[None, :, :, None])
         keys.append(key_SC.clip(0)[:, None, :] * key_heads + np.arange(key_heads)[None, :, None])
         real.append(np.broadcast_to(own_SQ[:, None, None, :] >= 0, queries[-1].shape))
-        mask = _mask(before[members], longest, deepest, window, like)
-        mask = mask[:, None, None].expand(len(members), key_heads, len(head_HR[0]), *mask.shape[1:]).flatten(0, 1)
         causal = deepest == 0 and (window is None or window >= longest)
-        each.append(Group(len(members) * key_heads, len(head_HR[0]), longest, deepest + longest, mask, causal))
+        shared = heads // key_heads
+        mask = partial(_mask, before[members], longest, deepest, window, empty, (len(members), key_heads, shared))
+        each.append(Group(len(members) * key_heads, shared, longest, deepest + longest, causal, mask))
     query_A, key_B, real_A = (np.concatenate([rows.ravel() for rows in found]) for found in (queries, keys, real))
     output_O = np.empty(int(real_A.sum()), dtype=np.int64)
     output_O[query_A[real_A]] = np.flatnonzero(real_A)
@@ -129,16 +142,20 @@ def _padded(tokens: np.ndarray, length: int) -> np.ndarray:
     return np.concatenate([tokens, padding] if length >= 0 else [padding, tokens])
 
 
-def _mask(before_S: np.ndarray, queries: int, deepest: int, window: int | None, like: Tensor) -> Tensor:
-    """Additive mask (S, Q, C) of a group, with one row for all segments where they are alike. What is masked out is
-    finite, or a whole block of it would give no number."""
+def _mask(
+    before_S: np.ndarray, queries: int, deepest: int, window: int | None, like: Tensor, shape: tuple[int, int, int]
+) -> Tensor:
+    """Additive mask of a group, with one row for all that are alike: `shape` says segments, G and R. What is masked out
+    is finite, or a whole block of it would give no number."""
     keys = deepest + queries
-    distance_QC = deepest + torch.arange(queries)[:, None] - torch.arange(keys)[None, :]
+    at_C = torch.arange(keys, dtype=torch.int32)
+    distance_QC = at_C[deepest:, None] - at_C
     seen_SQC = (distance_QC >= 0)[None]
     if window is not None:
         seen_SQC = seen_SQC & (distance_QC < window)
     if before_S.min() < deepest:
         first_S = deepest - torch.as_tensor(before_S)
-        seen_SQC = seen_SQC & (torch.arange(keys) >= first_S[:, None])[:, None]
+        seen_SQC = seen_SQC & (at_C >= first_S[:, None])[:, None]
     mask = torch.zeros(seen_SQC.shape, dtype=like.dtype)
-    return beside(mask.masked_fill_(~seen_SQC, torch.finfo(like.dtype).min / 2), like)
+    mask = beside(mask.masked_fill_(~seen_SQC, torch.finfo(like.dtype).min / 2), like)
+    return mask[:, None, None].expand(*shape, *mask.shape[1:]).flatten(0, 1)

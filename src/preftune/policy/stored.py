@@ -19,6 +19,7 @@ import os
 import struct
 import tempfile
 import time
+from collections import OrderedDict
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -28,6 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from preftune.data.examples import Example
+from preftune.errors import PreftuneError
 
 # Sixteen bytes that numpy compares and sorts as one. (It reads trailing zeros as padding: harmless at one length.)
 KEY = np.dtype("S16")
@@ -36,6 +38,8 @@ ALL = -1  # number of targets where every token is one
 LEFT_BEHIND = 3600  # seconds after which a temporary file is that of a writer which was killed
 # Reads after which pages are given back. A read may map 2 MiB around it, all of which would count as this process's.
 READS_MAPPED = 32
+# Shards mapped at once: each holds a file open, and a system may allow no more than 256.
+MOST_OPEN = 64
 
 
 def example_key(example: Example) -> bytes:
@@ -67,7 +71,8 @@ class Shards:
     def __init__(self, folder: Path) -> None:
         self.folder, self.damaged = folder, list[str]()
         self._seen = set[str]()
-        self._maps, self._values = list[mmap.mmap](), list[NDArray[np.float32]]()
+        self._shards = list[tuple[Path, int, int]]()  # file, number of values, and where they begin
+        self._open = OrderedDict[int, tuple[mmap.mmap, NDArray[np.float32]]]()  # each holds a file open: not too many
         self._keys_N = np.empty(0, dtype=KEY)
         self._shard_N = np.empty(0, dtype=np.int32)
         self._start_N = np.empty(0, dtype=np.int64)  # in the shard's values
@@ -87,9 +92,11 @@ class Shards:
             whole = list(pool.map(_is_whole, new))
         found: list[tuple[np.ndarray, ...]] = [(self._keys_N, self._shard_N, self._start_N, self._length_N)]
         for path, good in zip(new, whole, strict=True):
+            if good is None:  # not ours to read, or gone
+                continue
             if good:
                 self._seen.add(path.name)
-                found.append(self._map(path))
+                found.append(self._index(path))
             elif path.name not in self.damaged:
                 self.damaged.append(path.name)
                 with suppress(OSError):
@@ -113,7 +120,7 @@ class Shards:
             raise KeyError(f"no log-probs are stored for {int((~found_N).sum())} of {len(keys_N)} examples")
         shards, starts_N = self._shard_N[at_N].tolist(), self._start_N[at_N]
         places = zip(shards, starts_N.tolist(), (starts_N + self._length_N[at_N]).tolist(), strict=True)
-        joined = np.concatenate([self._values[shard][start:end] for shard, start, end in places])
+        joined = np.concatenate([self._mapped(shard)[start:end] for shard, start, end in places])
         self._let_go(shards)
         return joined
 
@@ -134,17 +141,32 @@ class Shards:
                     path.unlink()
         self.refresh()
 
-    def _map(self, path: Path) -> tuple[np.ndarray, ...]:
-        """Map a shard's values. Returns, for each of its examples: key, number of the shard, first value, length."""
+    def _index(self, path: Path) -> tuple[np.ndarray, ...]:
+        """What a shard holds: for each of its examples key, number of the shard, first value, length."""
         with path.open("rb") as file:
             count, total = np.frombuffer(file.read(HEADER_BYTES), np.int64).tolist()
             keys_N = np.frombuffer(file.read(KEY.itemsize * count), KEY)
             lengths_N = np.frombuffer(file.read(4 * count), np.int32)
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            self._values.append(np.frombuffer(mapped, np.float32, total, file.tell()))
-        places_N = np.full(count, len(self._maps), dtype=np.int32)
-        self._maps.append(mapped)
+            places_N = np.full(count, len(self._shards), dtype=np.int32)
+            self._shards.append((path, total, file.tell()))
         return keys_N, places_N, np.cumsum(lengths_N, dtype=np.int64) - lengths_N, lengths_N
+
+    def _mapped(self, shard: int) -> NDArray[np.float32]:
+        """A shard's values, mapped. Those of many shards are mapped in turn."""
+        if shard not in self._open:
+            if len(self._open) >= MOST_OPEN:
+                self._open.popitem(last=False)
+            path, total, offset = self._shards[shard]
+            try:
+                with path.open("rb") as file:
+                    mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            except OSError as error:
+                raise PreftuneError(
+                    f"{path} cannot be read any more ({error.strerror}): start again, and what it held is computed anew"
+                ) from error
+            self._open[shard] = mapped, np.frombuffer(mapped, np.float32, total, offset)
+        self._open.move_to_end(shard)
+        return self._open[shard][1]
 
     def _find(self, keys_N: NDArray[np.bytes_]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         """Where each key is, and whether it is there."""
@@ -157,8 +179,8 @@ class Shards:
         """Give the pages of what was read back to the system now and then; they stay in its cache of files."""
         self._read.extend(shards)
         if len(self._read) >= READS_MAPPED and hasattr(mmap, "MADV_DONTNEED"):
-            for shard in set(self._read):
-                self._maps[shard].madvise(mmap.MADV_DONTNEED)
+            for shard in set(self._read) & set(self._open):
+                self._open[shard][0].madvise(mmap.MADV_DONTNEED)
             self._read.clear()
 
 
@@ -170,19 +192,23 @@ def write_whole(path: Path, payload: bytes) -> None:
             file.write(payload)
             file.flush()
             os.fsync(file.fileno())
+        mask = os.umask(0)
+        os.umask(mask)
+        Path(temporary).chmod(0o666 & ~mask)  # as any other file: others may share the folder
         Path(temporary).replace(path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
 
 
-def _is_whole(path: Path) -> bool:
-    """True if a shard is what its name says. Read, not mapped: the file's pages do not become the process's."""
+def _is_whole(path: Path) -> bool | None:
+    """True if a shard is what its name says; None if it cannot be read. Read, not mapped: the file's pages do not
+    become the process's."""
     try:
         with path.open("rb") as file:
             return _name_of(hashlib.file_digest(file, "sha256").hexdigest()) == path.stem
-    except FileNotFoundError:  # another process has found it damaged, too
-        return False
+    except OSError:
+        return None
 
 
 def _name_of(digest: str) -> str:

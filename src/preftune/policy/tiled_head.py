@@ -58,6 +58,11 @@ class HeadRecipe:
         return gradient_NV
 
 
+def release() -> None:
+    """Let go of the memory that the next step would have used again."""
+    _free.clear()
+
+
 class TiledHead(torch.autograd.Function):
     """Log-probs of the targets: `TiledHead.apply(hidden_KH, weight_VH, bias_V, target_K, recipe, differentiable)`.
 
@@ -205,7 +210,10 @@ class Tiles:
         product = torch.mm(self.hidden_KH[rows], self.weight_VH[columns].t(), out=out)
         if self.bias_V is not None:
             product += self.bias_V[columns]
-        return self.recipe.apply(product.to(self.exact))
+        logits_NC = product.to(self.exact)
+        if self.recipe.scale != 1.0:
+            logits_NC *= self.recipe.scale  # in its place, which may be kept
+        return HeadRecipe(softcap=self.recipe.softcap).apply(logits_NC)
 
     def _targets(self, rows: slice, columns: slice) -> tuple[Tensor, Tensor]:
         """Of each row, the column of its target, and whether that is in the tile (else the column is any)."""

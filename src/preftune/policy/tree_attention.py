@@ -88,7 +88,8 @@ def tree_attention(
     def attend(query_NRQD: Tensor, key_NCD: Tensor, value_NCD: Tensor, group: Group) -> Tensor:
         if not plain:
             return _explicit(query_NRQD, key_NCD, value_NCD, group, scaling, dropout, softcap, sink_GR)
-        if query_NRQD.device.type == "cpu" and not dropout and group.mask_NRQC.numel() <= CACHED:
+        exact = query_NRQD.dtype in (torch.float32, torch.float64)  # the flash kernel keeps scores in float32
+        if query_NRQD.device.type == "cpu" and exact and not dropout and group.scores <= CACHED:
             return _in_cache(query_NRQD, key_NCD, value_NCD, group, scaling)
         return _sdpa(query_NRQD, key_NCD, value_NCD, group, dropout, scaling)
 

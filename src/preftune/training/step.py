@@ -34,6 +34,7 @@ from preftune.training.metrics import Seen, columns, observe
 States = tuple[State, ...]
 WITH_GRADIENT = ("logps_K", "kl_K", "reward_R")  # the fields of LogProbs through which objectives reach the policy
 # What to do about a first step that is not finite: no learning rate has had a say in it.
+HEEDING = ("cpu", "cuda")  # where fused optimisers look at the flag that holds a step back
 UNTRAINED = "look at the objective's settings and at the weights of its rows"
 
 
@@ -206,7 +207,8 @@ class Step:
         if self.scaled or scored.norm is None:
             return
         inner: Any = getattr(optimizer, "optimizer", optimizer)  # what Accelerate wraps
-        if not getattr(inner, "_step_supports_amp_scaling", False):
+        heeds = getattr(inner, "_step_supports_amp_scaling", False) and scored.norm.device.type in HEEDING
+        if not heeds:  # torch's kernel for Apple GPUs takes the flag and does not look at it
             scored.require_finite()
             return
         failed = (~torch.isfinite(scored.norm)).float()

@@ -29,6 +29,7 @@ from preftune.policy.layout import TOLERANCE, choose_layout, original_context, t
 from preftune.policy.loading import vocabulary
 from preftune.policy.policy import PolicyModule
 from preftune.policy.reference import Reference
+from preftune.policy.tiled_head import release
 from preftune.training import metrics
 from preftune.training.batches import Schedule, lengths
 from preftune.training.feed import Feed
@@ -147,8 +148,11 @@ class Trainer:
         held_out = HeldOut(self.step, self.feed.side(self.examples.held_out)) if self.examples.held_out else None
         prompts = fixed_prompts(self.examples.held_out, self.examples.train, self.config.evaluate.samples)
         before = self._look("start", held_out, prompts, 0)
-        with compiled(self.compiled) if self.compiled else nullcontext():
-            seconds, trained = self._loop(held_out)
+        try:
+            with compiled(self.compiled) if self.compiled else nullcontext():
+                seconds, trained = self._loop(held_out)
+        finally:
+            release()
         after = self._look("end", held_out, prompts, self.schedule.steps)
         self.explosion.check(after, 0.0, self.schedule.steps + 1)
         self.accelerator.end_training()
@@ -220,7 +224,7 @@ class Trainer:
             (self.examples.train, self.examples.held_out),
             Forwards(self.feed.prepare, self.config.batch.micro_tokens, self.feed.alone_above),
             self.precision,
-            cache_folder("references") if folder is None else Path(folder),
+            cache_folder("references") if folder is None else Path(folder).expanduser(),
             self.show and self.accelerator.is_main_process,
         )
         self.messages.extend(stored.notes)
