@@ -132,7 +132,10 @@ class PlainBatch:
 
 def at_hand(batch: Batch) -> Batch:
     """The batch where its values can be asked for: what shapes and messages depend on is read there."""
-    return batch if batch.at_hand is None else batch.at_hand
+    other: Batch | None = getattr(
+        batch, "at_hand", None
+    )  # plain stand-ins for a batch are on the host, and say nothing
+    return batch if other is None else other
 
 
 def beside(value: Tensor, like: Tensor) -> Tensor:

@@ -54,7 +54,10 @@ def compiled(policies: Sequence[PolicyModule]) -> Iterator[None]:
     for layer in layers:
         layer.compile(dynamic=True)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*not a leaf Tensor is being accessed")  # the compiler's own
+            warnings.filterwarnings("ignore", category=DeprecationWarning, module="torch")
+            yield
     finally:
         for layer in layers:
             layer._compiled_call_impl = None  # what nn.Module.compile sets

@@ -23,7 +23,10 @@ def spare_prompts(model: PreTrainedModel) -> None:
         return
     layers: list[Any] = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     mlp: Any = getattr(layers[-1], "mlp", None) if layers else None
-    if isinstance(mlp, nn.Module) and not hasattr(mlp, "read_T"):  # once, however often the model is wrapped
+    if not isinstance(mlp, nn.Module) or hasattr(mlp, "read_T"):  # once, however often the model is wrapped
+        return
+    # dropout on fewer tokens would draw other numbers than the same model does with checkpointing
+    if not any(isinstance(module, nn.Dropout) and module.p for module in mlp.modules()):
         mlp.read_T = None  # type: ignore[assignment]
         layers[-1].register_forward_pre_hook(_note, with_kwargs=True)
         mlp.register_forward_pre_hook(_pick)
