@@ -106,6 +106,19 @@ OVERRIDES: dict[str, dict[str, Any]] = {
 }
 
 
+# A Qwen3 small enough to run and large enough that its products can be told apart.
+COUNTED = {
+    "vocab_size": 512,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "tie_word_embeddings": True,
+}
+
+
 def build(model_type: str, seed: int = 0, noise: float = 0.25, **overrides: Any) -> PreTrainedModel:
     """A miniature in evaluation mode, float32.
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from miniatures import COUNTED
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from preftune.data.examples import Example, Response
@@ -32,22 +33,10 @@ def pairs(*lengths: tuple[int, int, int]) -> list[Example]:
     ]
 
 
-SHAPE = {
-    "vocab_size": 512,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-    "tie_word_embeddings": True,
-}
-
-
 def test_operations_equal_the_analytic_count(limit: Any) -> None:
     """Of weights: 2 operations a weight and token forward, 4 backward, 2 in the reference. Of attention: each token
     against what it sees, twice forward, in both models, and four products backward."""
-    config = Qwen3Config(**SHAPE)
+    config = Qwen3Config(**COUNTED)
     examples = pairs((40, 31, 25), (57, 91, 85), (12, 3, 60))
     weights = sum(p.numel() for n, p in Qwen3ForCausalLM(config).named_parameters() if p.ndim == 2 and "embed" not in n)
     tokens = sum(e.tokens for e in examples)
@@ -64,10 +53,10 @@ def test_operations_equal_the_analytic_count(limit: Any) -> None:
 
 
 def test_twice_the_pairs_are_twice_the_operations(limit: Any) -> None:
-    config, examples = Qwen3Config(**SHAPE), pairs((40, 31, 25), (57, 91, 85))
+    config, examples = Qwen3Config(**COUNTED), pairs((40, 31, 25), (57, 91, 85))
     once, twice = (limit.operations(limit.products(config, each)) for each in (examples, examples * 2))
     assert twice == 2 * once
 
 
 def test_products_take_time(limit: Any) -> None:
-    assert limit.seconds(limit.products(Qwen3Config(**SHAPE), pairs((8, 4, 4))), repeats=1) > 0
+    assert limit.seconds(limit.products(Qwen3Config(**COUNTED), pairs((8, 4, 4))), repeats=1) > 0

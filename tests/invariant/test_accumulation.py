@@ -89,7 +89,7 @@ def train(
     # an epsilon above rounding, or Adam would make whole steps of what is left where a gradient is zero
     optim = optimizer(policy, OptimConfig(eps=1e-5), RATE)
     step = Step(policy, reference, objective, accelerator, seed=0)
-    held_out = HeldOut(step, cut(batch_of_pairs(9), size, layout))
+    held_out = HeldOut(step, cut(batch_of_pairs(9), size, layout), batch_of_pairs(9))
     states = tuple(term.objective.init() for term in objective)
     held_out.evaluate(states)
     scored = []
@@ -162,7 +162,7 @@ def test_promise_11_evaluation_does_not_depend_on_how_it_is_cut(accelerator, nam
     for size, layout in ((32, "tree"), (1, "tree"), (7, "padded"), (1, "padded")):
         policy.use_layout(layout)
         reference.module.use_layout(layout)
-        held_out = HeldOut(step, cut(examples, size, layout))
+        held_out = HeldOut(step, cut(examples, size, layout), examples)
         with torch.no_grad():
             held_out.evaluate(states)
             for parameter in lm.parameters():

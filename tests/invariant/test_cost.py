@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from miniatures import COUNTED
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
@@ -28,17 +29,6 @@ from preftune.training.batches import BatchConfig
 from preftune.training.feed import Feed
 from preftune.training.optim import OptimConfig, optimizer
 from preftune.training.step import Step
-
-SHAPE = {
-    "vocab_size": 512,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-    "tie_word_embeddings": True,
-}
 
 
 def product(left: Sequence[int], right: Sequence[int]) -> int:
@@ -68,7 +58,7 @@ ATTENTION = {*FORMULAS, ATEN.bmm, ATEN.baddbmm} - LINEAR
 def operations(examples: Sequence[Example], **limits: Any) -> tuple[int, int]:
     """Of one optimiser step of DPO with a live reference: those of linear layers and head, and those of attention."""
     torch.manual_seed(0)
-    policy = PolicyModule(Qwen3ForCausalLM(Qwen3Config(**SHAPE)), "tree")
+    policy = PolicyModule(Qwen3ForCausalLM(Qwen3Config(**COUNTED)), "tree")
     step = Step(policy, FrozenReference.copy_of(policy), terms("dpo"), Accelerator(cpu=True), 0)
     feed = Feed(policy, BatchConfig(**limits), None, torch.device("cpu"), 0)
     micros = feed.side(examples)
@@ -84,7 +74,7 @@ def pairs(*sizes: tuple[int, int, int]) -> list[Example]:
     """Pairs of these lengths, whose responses have nothing in common."""
 
     def ids(count: int, seed: int) -> np.ndarray:
-        return np.random.default_rng(seed).integers(3, SHAPE["vocab_size"], count).astype(np.int32)
+        return np.random.default_rng(seed).integers(3, COUNTED["vocab_size"], count).astype(np.int32)
 
     return [
         Example(
@@ -109,10 +99,10 @@ def limit(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 @pytest.mark.parametrize("examples", [EXAMPLES, pairs((400, 45, 45)), pairs((5, 200, 180), (9, 90, 170))])
 def test_a_step_multiplies_what_it_cannot_do_without(limit, examples):
-    needed = limit.products(Qwen3Config(**SHAPE), examples)
+    needed = limit.products(Qwen3Config(**COUNTED), examples)
     in_attention = sum(each.operations * count for each, count in needed.items() if each.batch > 1)
     # nobody reads what the last MLP makes of prompt tokens that predict nothing
-    mlp = 8 * 3 * SHAPE["hidden_size"] * SHAPE["intermediate_size"]
+    mlp = 8 * 3 * COUNTED["hidden_size"] * COUNTED["intermediate_size"]
     spared = mlp * sum(len(example.prompt) - 1 for example in examples)
     linear, attention = operations(examples)
     assert linear == pytest.approx(limit.operations(needed) - in_attention - spared, rel=0.01)

@@ -5,7 +5,7 @@ Tensor names carry their shape: T tokens of the batch, K targets (response token
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
@@ -115,17 +115,18 @@ class PackedBatch:
 
     def to(self, device: torch.device | str) -> PackedBatch:
         """The same batch on another device."""
-        moved: dict[str, object] = {
-            f.name: value.to(device, non_blocking=True)
-            for f in fields(self)
-            if isinstance(value := getattr(self, f.name), Tensor)
+        moved = self.mapped(lambda value: value.to(device, non_blocking=True))
+        return moved if torch.device(device).type == self.ids_T.device.type else replace(moved, at_hand=self)
+
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> PackedBatch:
+        """The same batch with each of its tensors changed."""
+        found: dict[str, object] = {
+            f.name: change(value) for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor)
         }
         if self.tree is not None and self.tree.read_T is not None:
-            moved["tree"] = replace(self.tree, read_T=self.tree.read_T.to(device, non_blocking=True))
-        moved["token"] = {name: value.to(device, non_blocking=True) for name, value in self.token.items()}
-        if torch.device(device).type != self.ids_T.device.type:
-            moved["at_hand"] = self
-        return replace(self, **moved)  # type: ignore[arg-type]
+            found["tree"] = replace(self.tree, read_T=change(self.tree.read_T))
+        found["token"] = {name: change(value) for name, value in self.token.items()}
+        return replace(self, **found)  # type: ignore[arg-type]
 
 
 def pack(examples: Sequence[Example]) -> PackedBatch:

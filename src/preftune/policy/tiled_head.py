@@ -6,7 +6,6 @@ vocabulary) of one tile.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,10 +39,10 @@ class HeadRecipe:
     scale: float = 1.0
     softcap: float | None = None
 
-    def apply(self, logits_NV: Tensor) -> Tensor:
-        """Logits as the model would give them, from the head's product."""
+    def apply(self, logits_NV: Tensor, out: Tensor | None = None) -> Tensor:
+        """Logits as the model would give them, from the head's product; scaled into `out`, if that is given."""
         if self.scale != 1.0:
-            logits_NV = logits_NV * self.scale
+            logits_NV = torch.mul(logits_NV, self.scale, out=out)
         if self.softcap is not None:
             logits_NV = self.softcap * torch.tanh(logits_NV / self.softcap)
         return logits_NV
@@ -126,8 +125,7 @@ class TiledHead(torch.autograd.Function):
 
 
 class Tiles:
-    """The product of hidden states and head, tile by tile. Iterating gives (rows, columns) of all tiles, the columns of
-    the first rows before the next rows."""
+    """The product of hidden states and head, tile by tile: slices of `rows` by slices of `columns`."""
 
     def __init__(
         self, hidden_KH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, target_K: Tensor, recipe: HeadRecipe
@@ -142,9 +140,6 @@ class Tiles:
         columns = columns // 64 * 64 or max(1, columns)  # whole cache lines, where there is a choice
         self.rows, self.columns = _slices(len(hidden_KH), rows), _slices(len(weight_VH), columns)
         self.buffer = hidden_KH.new_empty(rows * min(columns, len(weight_VH)))
-
-    def __iter__(self) -> Iterator[tuple[slice, slice]]:
-        return ((rows, columns) for rows in self.rows for columns in self.columns)
 
     def logps(self, kept: Kept) -> tuple[Tensor, list[Sums]]:
         """Log-probs of all targets, and the sums of each slice of rows."""
@@ -211,9 +206,7 @@ class Tiles:
         if self.bias_V is not None:
             product += self.bias_V[columns]
         logits_NC = product.to(self.exact)
-        if self.recipe.scale != 1.0:
-            logits_NC *= self.recipe.scale  # in its place, which may be kept
-        return HeadRecipe(softcap=self.recipe.softcap).apply(logits_NC)
+        return self.recipe.apply(logits_NC, out=logits_NC)  # in its place, which may be kept
 
     def _targets(self, rows: slice, columns: slice) -> tuple[Tensor, Tensor]:
         """Of each row, the column of its target, and whether that is in the tile (else the column is any)."""

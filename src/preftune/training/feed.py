@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import fields, replace
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor
 
 from preftune.data.examples import Example
-from preftune.data.packing import PackedBatch, pack, pad
+from preftune.data.packing import pack, pad
 from preftune.policy.policy import PolicyModule
 from preftune.training.batches import BatchConfig, Indices, lengths, micro_batches, padded_micro_batches
 from preftune.training.step import Micro
@@ -33,6 +32,11 @@ class Side(Sequence[Micro]):
 
     def __init__(self, feed: Feed, examples: Sequence[Example], cut: Sequence[Sequence[int]]) -> None:
         self.feed, self.examples, self.cut = feed, examples, cut
+
+    @property
+    def ordered(self) -> Iterator[Example]:
+        """The examples in the order of the forwards."""
+        return (self.examples[i] for micro in self.cut for i in micro)
 
     def __len__(self) -> int:
         return len(self.cut)
@@ -100,7 +104,8 @@ class Feed:
     def _packed(self, examples: Sequence[Example]) -> Micro:
         """On the host, from where a GPU can fetch it."""
         batch = pack(examples) if self.policy.layout == "tree" else pad(examples, self.pad_id)
-        return Micro(examples, _pinned(batch) if self.device.type == "cuda" else batch)
+        # from page-locked memory a copy goes on beside the GPU's and the caller's work
+        return Micro(examples, batch.mapped(Tensor.pin_memory) if self.device.type == "cuda" else batch)
 
     def _moved(self, micro: Micro) -> Micro:
         return micro if self.device.type == "cpu" else Micro(micro.examples, micro.batch.to(self.device))
@@ -129,14 +134,3 @@ def prefetched(make: Callable[[Item], Made], items: Iterable[Item], ahead: int) 
             yield first.result()
     finally:
         worker.shutdown(wait=True, cancel_futures=True)
-
-
-def _pinned(batch: PackedBatch) -> PackedBatch:
-    """The batch in page-locked memory, from which `PackedBatch.to` copies while the GPU and the caller go on."""
-    found: dict[str, object] = {
-        f.name: value.pin_memory() for f in fields(batch) if isinstance(value := getattr(batch, f.name), Tensor)
-    }
-    found["token"] = {name: value.pin_memory() for name, value in batch.token.items()}
-    if batch.tree is not None and batch.tree.read_T is not None:
-        found["tree"] = replace(batch.tree, read_T=batch.tree.read_T.pin_memory())
-    return replace(batch, **found)  # type: ignore[arg-type]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,13 +31,17 @@ class EvaluateConfig(BaseModel):
 
 
 class HeldOut:
-    """The held-out examples, and what the policy made of them at step 0."""
+    """The held-out examples, and what the policy made of them at step 0.
 
-    def __init__(self, step: Step, micros: Sequence[Micro]) -> None:
+    Args:
+        step: scores them.
+        micros: forwards over them.
+        examples: the same in the order of the forwards.
+    """
+
+    def __init__(self, step: Step, micros: Sequence[Micro], examples: Iterable[Example]) -> None:
         self.step, self.micros = step, micros
-        self.prompts: list[Hashable] = [
-            hash(np.asarray(example.prompt).tobytes()) for micro in micros for example in micro.examples
-        ]
+        self.prompts: list[Hashable] = [hash(np.asarray(example.prompt).tobytes()) for example in examples]
         self.start: Mapping[str, np.ndarray] | None = None
 
     def evaluate(self, states: States) -> dict[str, Any]:

@@ -145,7 +145,8 @@ class Trainer:
             first = self.feed.cut(self.schedule.first, self.lengths_N3)[0]
             micro = self.feed.prepare([self.examples.train[i] for i in first])
             check_start(self.prepared, self.step.reference, micro, self.precision)
-        held_out = HeldOut(self.step, self.feed.side(self.examples.held_out)) if self.examples.held_out else None
+        side = self.feed.side(self.examples.held_out)
+        held_out = HeldOut(self.step, side, side.ordered) if len(side) else None
         prompts = fixed_prompts(self.examples.held_out, self.examples.train, self.config.evaluate.samples)
         before = self._look("start", held_out, prompts, 0)
         try:
