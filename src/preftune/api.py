@@ -19,6 +19,7 @@ from preftune.data import dataset
 from preftune.data.baselines import with_baselines
 from preftune.data.writing import write_records
 from preftune.errors import PreftuneError
+from preftune.files import settle_all
 from preftune.objectives import registry
 from preftune.policy import loading
 from preftune.policy.given import check_given
@@ -178,13 +179,16 @@ def run(
             fitting, at = _answers_that_fit(config, loaded.lm, examples), going.checkpoint if going else None
             trainer = Trainer(loaded.lm, loaded.tokenizer, examples, terms, fitting, folder, probe, show, at)
             if going is None:
-                resolved = _resolved(config, terms, folder, records, source, held_out)
                 given = model is not None or isinstance(tokenizer, PreTrainedTokenizerBase)
-                _write_beginning(folder, resolved, trainer, records, start, given)
+                _write_manifest(folder, config, trainer, records, start, given)
+                resolved = _resolved(config, terms, folder, records, source, held_out)
+                folder.write_config(yaml_tree.dump(resolved))  # last: a folder with a config holds a run
             else:
                 folder.go_on(yaml_tree.dump(config), going.step, going.sizes, changes)
         except BaseException:
-            if not resumes:
+            if resumes:
+                folder.unlock()
+            else:
                 folder.discard()  # nothing was trained: leave no folder in the way of the next attempt
             raise
         folder.keep()
@@ -224,11 +228,10 @@ def _read(
     return records, loaded, examples
 
 
-def _write_beginning(
+def _write_manifest(
     folder: RunFolder, config: RunConfig, trainer: Trainer, records: dataset.Records, start: str, given: bool
 ) -> None:
-    """What a run begins with, and what says so when it is to go on."""
-    folder.write_config(yaml_tree.dump(config))
+    """What a run begins with; it is held against this when it is to go on."""
     folder.write_manifest(
         seed=config.seed,
         data_sha256=records.fingerprint,
@@ -255,6 +258,7 @@ def _resolved(
         write_records(paths["train"], records.train)
         if records.held_out:
             write_records(paths["held_out"], records.held_out)
+        settle_all(folder.path / "data")
         there = str(paths["held_out"]) if records.held_out else None
         changes = {"path": str(paths["train"]), "held_out_path": there, "layout": None, "split": None, "limit": None}
         share = type(data)().held_out if records.held_out else 0  # a path goes before a share, and refuses another

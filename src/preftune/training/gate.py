@@ -61,6 +61,10 @@ def check_start(policy: nn.Module, reference: Reference, micro: Micro, precision
     return gap
 
 
+class ExplosionError(PreftuneError):
+    """The weights that gave this loss are of no use any more."""
+
+
 class ExplosionGate:
     """Stops a run that will not come back: a loss beyond all bounds, or a policy that has come to know less of its own
     data than a uniform guess (norms can keep both loss and gradients of such a policy finite).
@@ -84,8 +88,9 @@ class ExplosionGate:
             rows: of the batch's examples, for the message.
 
         Raises:
-            PreftuneError: if the first loss is not finite, if a loss is more than 100 times the first one, or if chosen
-                and rejected responses are both less likely than random tokens.
+            PreftuneError: if the first loss is not finite.
+            ExplosionError: if a loss is more than 100 times the first one, or if chosen and rejected responses are both
+                less likely than random tokens.
         """
         if self.first_loss is None:
             self.first_loss = loss
@@ -93,7 +98,7 @@ class ExplosionGate:
                 where = f" (rows {sorted(set(rows))[:8]})" if rows else ""
                 raise PreftuneError(f"the first loss is {loss}{where}, before anything was trained: {UNTRAINED}")
         if abs(loss) > EXPLOSION * max(1.0, abs(self.first_loss)):
-            raise PreftuneError(
+            raise ExplosionError(
                 f"training exploded before step {step}: the loss is {loss:.3g}, and was {self.first_loss:.3g} in the "
                 "first: lower optim.learning_rate, or look at the objective's settings"
             )
@@ -105,7 +110,7 @@ class ExplosionGate:
         if self.start is None:
             self.start = best
         if self.start > 0.7 * self.guess and not best > 0.98 * self.guess:
-            raise PreftuneError(
+            raise ExplosionError(
                 f"training exploded before step {step}: the policy gives its data {best:.3g} nats per token, a uniform "
                 f"guess {self.guess:.3g}, its start {self.start:.3g}: lower optim.learning_rate"
             )

@@ -163,6 +163,11 @@ class Keeper:
             scaler.load_state_dict(numbers["scaler"])
         state.restore_random(numbers["random"])
 
+    def drop(self, step: int) -> None:
+        """Remove checkpoints from a step on, whose weights have turned out to be of no use."""
+        if self.accelerator.is_main_process:
+            checkpoint.clear(self.run, [one for one in checkpoint.saved(self.run) if one < step])
+
     def failed(self, reason: str, step: int, rows: Sequence[int], **values: float | None) -> str:
         """Write failure.json about a batch that stops the run, and say so after the reason."""
         kept = checkpoint.saved(self.run)

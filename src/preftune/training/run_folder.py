@@ -67,7 +67,7 @@ class RunFolder:
         Raises:
             PreftuneError: if there is something there already that must not be replaced.
         """
-        if path.is_dir() and not any(path.iterdir()):
+        if path.is_dir() and _never_began(path):
             return
         if path.exists() and not overwrite:
             unfinished = (path / "config.yaml").is_file() and not (path / "summary.json").is_file()
@@ -100,7 +100,9 @@ class RunFolder:
         cls.check(path, overwrite)
         replaced = None
         try:
-            if path.exists() and any(path.iterdir()):
+            if path.exists() and _never_began(path):
+                shutil.rmtree(path)
+            elif path.exists():
                 replaced = path.with_name(f".{path.name}.replaced-{os.getpid()}")
                 path.rename(replaced)
             path.mkdir(parents=True, exist_ok=True)
@@ -277,6 +279,13 @@ class RunFolder:
 
 def _command() -> str:
     return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]) if sys.argv[0] else "python"
+
+
+def _never_began(path: Path) -> bool:
+    """True for an empty folder, and for one that a process was killed in before its run began."""
+    names = {one.name for one in path.iterdir()}
+    names = {name for name in names if not (name.startswith(".") and name.endswith(".tmp"))}
+    return not names or ("manifest.json" in names and names <= {"manifest.json", "data"})
 
 
 def _is_foreign(path: Path) -> bool:

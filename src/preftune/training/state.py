@@ -48,6 +48,12 @@ def weights(policy: nn.Module) -> dict[str, Tensor]:
     return found | {f"buffers.{name}": b for name, b in _buffers(policy)}
 
 
+@torch.no_grad()
+def are_finite(policy: nn.Module) -> bool:
+    """True if all weights that train are numbers."""
+    return all(bool(torch.isfinite(p).all()) for _, p in _parameters(policy) if p.requires_grad)
+
+
 def moments(policy: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], Numbers]:
     """What an optimiser keeps of each parameter: tensors, and by parameter what is none."""
     tensors, numbers = dict[str, Tensor](), Numbers()

@@ -31,7 +31,7 @@ from preftune.policy.tiled_head import release
 from preftune.training import metrics
 from preftune.training.batches import Schedule, lengths
 from preftune.training.feed import Feed
-from preftune.training.gate import ExplosionGate, SpikeWatch, check_start
+from preftune.training.gate import ExplosionError, ExplosionGate, SpikeWatch, check_start
 from preftune.training.held_out import HeldOut, answers, fixed_prompts
 from preftune.training.keeper import Keeper
 from preftune.training.memory import foresee
@@ -39,7 +39,7 @@ from preftune.training.optim import UNUSUAL_RATE, default_learning_rate, optimiz
 from preftune.training.progress import Bar
 from preftune.training.references import Forwards, live_reference, reference_for, stored_reference
 from preftune.training.run_folder import RunFolder
-from preftune.training.state import Position
+from preftune.training.state import Position, are_finite
 from preftune.training.step import Scored, States, Step, fetch
 from preftune.training.stopping import Overdue
 from preftune.training.window import Window
@@ -316,6 +316,8 @@ class Trainer:
             yield
         except PreftuneError as error:
             values = {"loss": scored.loss, "gradient_norm": scored.gradient_norm}
+            if isinstance(error, ExplosionError) or not are_finite(self.prepared):
+                self.keeper.drop(scored.step)
             raise PreftuneError(self.keeper.failed(str(error), scored.step + 1, scored.rows, **values)) from error
 
     def _rate(self, step: int) -> float:
