@@ -28,7 +28,8 @@ from preftune.policy.weights import check_precision
 from preftune.report.html import write as write_report
 from preftune.run import Run
 from preftune.training.held_out import fixed_prompts
-from preftune.training.run_folder import RunFolder
+from preftune.training.processes import current, joined
+from preftune.training.run_folder import Onlooker, RunFolder
 from preftune.training.saving import model_card, save
 from preftune.training.trainer import Trainer
 
@@ -106,6 +107,7 @@ def train(
     )
 
 
+@joined
 def run(
     config: RunConfig,
     *,
@@ -123,14 +125,18 @@ def run(
     source = config.data.path if rows is None else str(rows) if isinstance(rows, Path) else rows
     if source is None:
         raise PreftuneError("data.path is missing: name a file, a folder, a hub id, or 'sandbox'")
-    output = _output(config, terms)
+    group = current()
+    show = show and group.main
+    output = group.told(_output(config, terms))
     check(config, terms, output, loaded=model is not None, file=file)
-    records = dataset.read(config.data, source, config.seed, held_out)
+    with group.first_alone():
+        records = dataset.read(config.data, source, config.seed, held_out)
     check_kind(terms, records.kind)
     check_columns(terms, records)
     loaded = _load(config, model, tokenizer, records, trains_rewards(terms))
     check_precision(loaded.lm)
-    examples = _render(records, loaded, config)
+    with group.first_alone():
+        examples = _render(records, loaded, config)
     check_sizes(terms, examples)
     examples.messages.extend(without_effect(config, bool(examples.held_out)))
     examples.messages.extend(note for term in terms for note in term.objective.notes())
@@ -138,11 +144,12 @@ def run(
         sides = [with_baselines(side, examples.train, config.seed) for side in (examples.train, examples.held_out)]
         examples = replace(examples, train=sides[0], held_out=sides[1])
     with _own_attention(loaded.lm):
-        folder = RunFolder.create(output, config.output.overwrite)
+        folder = RunFolder.create(output, config.output.overwrite) if group.main else Onlooker(output)
         try:
             fitting = _answers_that_fit(config, loaded.lm, examples)
             trainer = Trainer(loaded.lm, loaded.tokenizer, examples, terms, fitting, folder, probe, show)
-            folder.write_config(yaml_tree.dump(_resolved(config, terms, folder, records, source, held_out)))
+            if group.main:
+                folder.write_config(yaml_tree.dump(_resolved(config, terms, folder, records, source, held_out)))
             folder.write_manifest(
                 seed=config.seed,
                 data_sha256=records.fingerprint,
@@ -155,11 +162,13 @@ def run(
             raise
         folder.keep()
         summary = trainer.fit()
-    lm = trainer.policy.lm.eval()
-    card = model_card(summary, config.model.path, lm, folder.path / "model", _version())
-    save(folder, "model", lm, loaded.tokenizer, trainer.state(), card)
-    folder.write_summary(summary)
-    write_report(folder.path)
+    lm, state = trainer.policy.lm.eval(), trainer.state()
+    if group.main:
+        card = model_card(summary, config.model.path, lm, folder.path / "model", _version())
+        save(folder, "model", lm, loaded.tokenizer, state, card)
+        folder.write_summary(summary)
+        write_report(folder.path)
+    group.wait()
     return Run(folder.path, lm, loaded.tokenizer)
 
 

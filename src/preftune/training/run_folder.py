@@ -152,6 +152,26 @@ class RunFolder:
         temporary.replace(self.path / name)
 
 
+class Onlooker(RunFolder):
+    """The run folder as processes see it that write nothing: the main process does."""
+
+    def keep(self) -> None:  # noqa: D102
+        pass
+
+    def discard(self) -> None:  # noqa: D102
+        pass
+
+    def replace_folder(self, name: str, source: Path) -> None:  # noqa: D102
+        pass
+
+    def _append(self, name: str, lines: Iterable[Mapping[str, Any]]) -> None:
+        for _ in lines:  # what they are made by may have to run on all processes
+            pass
+
+    def _write(self, name: str, text: str) -> None:
+        pass
+
+
 def _is_foreign(path: Path) -> bool:
     """True for a file that is not a run's; folders may be those of trackers."""
     return path.is_file() and path.name not in FILES and not path.name.startswith(".")

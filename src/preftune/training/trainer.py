@@ -6,20 +6,18 @@ import math
 import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from preftune.cache import cache_folder
-from preftune.config import RunConfig, TrainConfig
+from preftune.config import RunConfig
 from preftune.data.dataset import Examples
 from preftune.errors import PreftuneError
 from preftune.objectives.registry import Term
@@ -32,16 +30,18 @@ from preftune.policy.reference import Reference
 from preftune.policy.tiled_head import release
 from preftune.training import metrics
 from preftune.training.batches import Schedule, lengths
+from preftune.training.engine import make_accelerator, prepare, prepare_reference, used
 from preftune.training.feed import Feed
 from preftune.training.gate import ExplosionGate, check_start
 from preftune.training.held_out import HeldOut, answers, fixed_prompts
 from preftune.training.memory import foresee
 from preftune.training.optim import UNUSUAL_RATE, default_learning_rate, optimizer, rate_at
+from preftune.training.processes import current
 from preftune.training.progress import Bar
 from preftune.training.references import Forwards, live_reference, reference_for, stored_reference
 from preftune.training.run_folder import RunFolder
 from preftune.training.saving import save
-from preftune.training.step import Scored, States, Step, fetch
+from preftune.training.step import Scored, States, Step
 
 Probe = Callable[[nn.Module], Mapping[str, Any]]
 # Types of device whose values can be looked at in every step, for nothing has to be finished first.
@@ -56,15 +56,11 @@ class Window:
         since: when it began.
         scored: steps whose values were fetched and found in order.
         waiting: steps whose values are still on the device.
-        tokens: that were read.
-        computed: the same with padding.
     """
 
     since: float
     scored: list[Scored] = field(default_factory=list)
     waiting: list[Scored] = field(default_factory=list)
-    tokens: int = 0
-    computed: int = 0
 
 
 class Trainer:
@@ -97,17 +93,19 @@ class Trainer:
         self.messages: list[str] = list(examples.messages)
         self.accelerator = make_accelerator(config.train, config.output.trackers, folder)
         self.precision = self.accelerator.mixed_precision
-        lm.to(self.accelerator.device)
+        self.group = current()
+        if not self.accelerator.is_fsdp2:  # which moves a layer at a time, and keeps a share of it
+            lm.to(self.accelerator.device)
         self.lengths_N3 = lengths(examples.train)
         self.policy = self._policy(lm)
         check_causal(self.policy, examples.train)
         device, context, pad_id = self.accelerator.device, original_context(lm), tokenizer.pad_token_id or 0
-        self.feed = Feed(self.policy, config.batch, context, device, pad_id)
+        self.feed = Feed(self.policy, config.batch, context, device, pad_id, self.group)
         frozen = None
         if any(term.objective.reference for term in terms):
             frozen = live_reference(config.reference, config.model, self.policy, self.accelerator.device)
             if frozen is not None:  # computed in the policy's precision, or the two would differ before step 1
-                frozen.module = self.accelerator.prepare_model(frozen.module, evaluation_mode=True)
+                frozen.module = prepare_reference(self.accelerator, frozen.module)
         rate = config.optim.learning_rate
         if rate is None:
             count = sum(p.numel() for p in lm.parameters())
@@ -115,9 +113,8 @@ class Trainer:
         self.learning_rate = rate
         if rate > UNUSUAL_RATE:
             self.messages.append(f"optim.learning_rate={rate:g} is far above what AdamW is used with (1e-7 to 1e-2)")
-        self.prepared, self.optimizer = self.accelerator.prepare(
-            self.policy, optimizer(self.policy, config.optim, rate)
-        )
+        made = optimizer(self.policy, config.optim, rate)
+        self.prepared, self.optimizer = prepare(self.accelerator, self.policy, made)
         reference = self._reference(frozen)
         self.step = Step(self.prepared, reference, terms, self.accelerator, config.seed)
         self.schedule = self._schedule()
@@ -139,7 +136,7 @@ class Trainer:
             PreftuneError: if the reference is not the policy's start, or a step is not finite.
         """
         started = time.perf_counter()
-        for message in (*self.messages, *([self.memory["said"]] if self.show else [])):
+        for message in (*self.messages, *([self.memory["said"]] if self.show else [])) if self.group.main else ():
             print(f"note: {message}", file=sys.stderr)
         if self.step.reference is not None and self.config.reference.path is None and self.config.train.check_start:
             first = self.feed.cut(self.schedule.first, self.lengths_N3)[0]
@@ -156,7 +153,8 @@ class Trainer:
             release()
         after = self._look("end", held_out, prompts, self.schedule.steps)
         self.explosion.check(after, 0.0, self.schedule.steps + 1)
-        self.accelerator.end_training()
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
         return {
             "objective": "+".join(term.name for term in self.terms),
             "steps": self.schedule.steps,
@@ -227,9 +225,10 @@ class Trainer:
             self.precision,
             cache_folder("references") if folder is None else Path(folder).expanduser(),
             self.show and self.accelerator.is_main_process,
+            self.group,
         )
         self.messages.extend(stored.notes)
-        if frozen is not None:
+        if frozen is not None and not self.accelerator.is_fsdp2:
             frozen.module.to("meta")  # its work is done: free the memory
         return stored
 
@@ -263,9 +262,6 @@ class Trainer:
                 scored = self.step.train(micros, self.states, self.optimizer, step, config.optim.max_grad_norm)
                 self.states = scored.states
                 window.waiting.append(scored)
-                window.tokens += sum(micro.batch.real_tokens for micro in micros)
-                window.computed += sum(micro.batch.tokens for micro in micros)
-                trained += len(scored.rows)
                 bar.advance()
                 done = step + 1
                 evaluate = held_out and config.evaluate.every and done % config.evaluate.every == 0 and done < steps
@@ -276,6 +272,7 @@ class Trainer:
                 if log_now:
                     elapsed = time.perf_counter() - window.since
                     seconds += elapsed
+                    trained += sum(len(scored.rows) for scored in window.scored)
                     line = self._line(window, done, done / self.schedule.per_epoch, rate, elapsed)
                     self._log(line)
                     bar.show(line)
@@ -289,7 +286,7 @@ class Trainer:
 
     def _check(self, window: Window) -> None:
         """Fetch the values of the steps that wait, and stop the run if one of them is not in order."""
-        for scored in fetch(window.waiting):
+        for scored in self.step.whole(window.waiting):
             scored.require_finite()
             found = metrics.summarise(metrics.table(scored.columns))
             self.explosion.check(found, scored.loss, scored.step + 1, scored.rows)
@@ -299,6 +296,7 @@ class Trainer:
     def _line(self, window: Window, step: int, epoch: float, rate: float, elapsed: float) -> dict[str, Any]:
         """One line of training metrics."""
         examples = sum(len(scored.rows) for scored in window.scored)
+        tokens = sum(scored.tokens for scored in window.scored)
         return {
             "kind": "train",
             "step": step,
@@ -308,8 +306,8 @@ class Trainer:
             "gradient_norm": sum(scored.gradient_norm or 0.0 for scored in window.scored) / len(window.scored),
             "learning_rate": rate,
             "pairs_per_second": examples / elapsed,
-            "tokens_per_second": window.tokens / elapsed,
-            "padding_share": 1 - window.tokens / window.computed,
+            "tokens_per_second": tokens / elapsed,
+            "padding_share": 1 - tokens / sum(scored.computed for scored in window.scored),
             "seconds": elapsed,
         }
 
@@ -324,8 +322,7 @@ class Trainer:
             sampled = answers(self.policy, self.tokenizer, prompts, self.config.evaluate, ends, self.config.seed)
             self.folder.append_samples({"when": when, "step": step, **one} for one in sampled)
         if self.probe is not None:
-            with self.policy.generating() as lm:
-                found |= self.probe(lm)
+            found |= used(self.policy, self.probe)
         return {name: value for name, value in found.items() if not name.endswith("_histogram")}
 
     def _log(self, line: Mapping[str, Any]) -> None:
@@ -334,37 +331,10 @@ class Trainer:
         self.accelerator.log(numbers, step=line["step"])
 
     def _save_checkpoint(self, step: int) -> None:
-        save(self.folder, f"checkpoints/step-{step:06d}", self.policy.lm, self.tokenizer, self.state())
+        state = self.state()
+        if not self.group.main:
+            return
+        save(self.folder, f"checkpoints/step-{step:06d}", self.policy.lm, self.tokenizer, state)
         saved = sorted((self.folder.path / "checkpoints").iterdir())
         for old in saved[: -self.config.output.keep]:
             shutil.rmtree(old)
-
-
-def make_accelerator(config: TrainConfig, trackers: Sequence[str], folder: RunFolder) -> Accelerator:
-    """Accelerate, for the device and precision asked for.
-
-    Raises:
-        PreftuneError: for a device that is not there, a tracker that is not installed, or several processes.
-    """
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True, "auto": True}
-    if not available[config.device]:
-        raise PreftuneError(f"train.device={config.device} is not available on this machine: set it to auto or cpu")
-    # a second run in the same process may differ in precision or device; Accelerate's singletons would keep the first's
-    AcceleratorState._reset_state(reset_partial_state=True)
-    precision = config.precision
-    if precision == "auto":
-        cuda = available["cuda"] and config.device != "cpu"
-        precision = "bf16" if cuda and torch.cuda.is_bf16_supported() else "fp32"
-    try:
-        accelerator = Accelerator(
-            mixed_precision="no" if precision == "fp32" else precision,
-            cpu=config.device == "cpu",
-            log_with=list(trackers) or None,
-            project_dir=str(folder.path),
-        )
-        accelerator.init_trackers("preftune")
-    except (ValueError, ImportError) as error:
-        raise PreftuneError(f"cannot set up training as configured: {error}") from error
-    if accelerator.num_processes > 1:
-        raise PreftuneError("this version trains on one process: start it without a launcher")
-    return accelerator
