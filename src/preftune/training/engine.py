@@ -60,8 +60,7 @@ def make_accelerator(config: TrainConfig, trackers: Sequence[str], folder: RunFo
                 log_with=list(trackers) or None,
                 project_dir=str(folder.path),
                 fsdp_plugin=_plugin(precision) if sharded else None,
-                # buffers are the same everywhere, and never trained
-                kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
+                kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
             )
         accelerator.init_trackers("preftune")
     except (ValueError, ImportError) as error:
