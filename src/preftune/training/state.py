@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from preftune.errors import PreftuneError
-from preftune.training.checkpoint import Tensors
+from preftune.training.checkpoint import Tensors, local
 
 Numbers = dict[str, Any]
 
@@ -50,8 +50,8 @@ def weights(policy: nn.Module) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def are_finite(policy: nn.Module) -> bool:
-    """True if all weights that train are numbers."""
-    return all(bool(torch.isfinite(p).all()) for _, p in _parameters(policy) if p.requires_grad)
+    """True if all weights that train, as far as this process holds them, are numbers."""
+    return all(bool(torch.isfinite(local(p)).all()) for _, p in _parameters(policy) if p.requires_grad)
 
 
 def moments(policy: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], Numbers]:
