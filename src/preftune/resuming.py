@@ -25,6 +25,7 @@ FREE = (
     "output.keep_best",
     "output.trackers",
     "train.device",
+    "train.strategy",
     "train.compile",
     "train.log_every",
     "train.check_memory",

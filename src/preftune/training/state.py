@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from preftune.errors import PreftuneError
 from preftune.training.checkpoint import Tensors, local
@@ -144,6 +145,9 @@ def _inner(optimizer: Any) -> Any:
 
 def _parameters(policy: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     """Parameters under the names that they have in the policy itself, whatever wraps it."""
+    for module in policy.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()  # after a forward without a backward, some are whole, as copies
     return ((_plain(name), parameter) for name, parameter in policy.named_parameters())
 
 
