@@ -30,7 +30,8 @@ from preftune.report.html import write as write_report
 from preftune.resuming import config_of, go_on, has_ended, start_hash
 from preftune.run import Run
 from preftune.training.held_out import fixed_prompts
-from preftune.training.run_folder import RunFolder
+from preftune.training.processes import current, joined
+from preftune.training.run_folder import Onlooker, RunFolder
 from preftune.training.saving import model_card, save
 from preftune.training.trainer import Trainer
 
@@ -148,6 +149,7 @@ def resume(
     return run(config, model=model, tokenizer=tokenizer, probe=probe, show=not quiet, changes=changes, resumes=True)
 
 
+@joined
 def run(
     config: RunConfig,
     *,
@@ -167,24 +169,28 @@ def run(
     source = config.data.path if rows is None else str(rows) if isinstance(rows, Path) else rows
     if source is None:
         raise PreftuneError("data.path is missing: name a file, a folder, a hub id, or 'sandbox'")
-    output = _output(config, terms)
+    group = current()
+    show = show and group.main
+    output = group.told(_output(config, terms))
     check(config, terms, output, loaded=model is not None, file=file, resumes=resumes)
     records, loaded, examples = _read(config, terms, source, held_out, model, tokenizer)
     start = start_hash(loaded.lm)
     with _own_attention(loaded.lm):
-        folder = RunFolder.reopen(output) if resumes else RunFolder.create(output, config.output.overwrite)
+        folder: RunFolder = Onlooker(output)
+        if group.main:
+            folder = RunFolder.reopen(output) if resumes else RunFolder.create(output, config.output.overwrite)
         try:
-            going = go_on(folder, records.fingerprint, start) if resumes else None
+            going = go_on(folder, records.fingerprint, start, group) if resumes else None
             examples.messages.extend(going.notes if going else [])
             fitting, at = _answers_that_fit(config, loaded.lm, examples), going.checkpoint if going else None
             trainer = Trainer(loaded.lm, loaded.tokenizer, examples, terms, fitting, folder, probe, show, at)
-            if going is None:
+            if going is not None:
+                folder.go_on(yaml_tree.dump(config), going.step, going.sizes, changes)
+            elif group.main:
                 given = model is not None or isinstance(tokenizer, PreTrainedTokenizerBase)
                 _write_manifest(folder, config, trainer, records, start, given)
                 resolved = _resolved(config, terms, folder, records, source, held_out)
                 folder.write_config(yaml_tree.dump(resolved))  # last: a folder with a config holds a run
-            else:
-                folder.go_on(yaml_tree.dump(config), going.step, going.sizes, changes)
         except BaseException:
             if resumes:
                 folder.unlock()
@@ -194,13 +200,16 @@ def run(
         folder.keep()
         try:
             summary = trainer.fit()
-            lm = trainer.policy.lm.eval()
-            card = model_card(summary, config.model.path, lm, folder.path / "model", _version())
-            save(folder, "model", lm, loaded.tokenizer, trainer.state(), card)
-            folder.write_summary(summary)
+            lm, state = trainer.policy.lm.eval(), trainer.state()
+            if group.main:
+                card = model_card(summary, config.model.path, lm, folder.path / "model", _version())
+                save(folder, "model", lm, loaded.tokenizer, state, card)
+                folder.write_summary(summary)
         finally:
             folder.unlock()
-    write_report(folder.path)
+    if group.main:
+        write_report(folder.path)
+    group.wait()
     return Run(folder.path, lm, loaded.tokenizer)
 
 
@@ -213,12 +222,15 @@ def _read(
     tokenizer: str | PreTrainedTokenizerBase | None,
 ) -> tuple[dataset.Records, loading.Loaded, dataset.Examples]:
     """Data and model, and the data as that model's tokens."""
-    records = dataset.read(config.data, source, config.seed, held_out)
+    group = current()
+    with group.first_alone():
+        records = dataset.read(config.data, source, config.seed, held_out)
     check_kind(terms, records.kind)
     check_columns(terms, records)
     loaded = _load(config, model, tokenizer, records, trains_rewards(terms))
     check_precision(loaded.lm)
-    examples = _render(records, loaded, config)
+    with group.first_alone():
+        examples = _render(records, loaded, config)
     check_sizes(terms, examples)
     examples.messages.extend(without_effect(config, bool(examples.held_out)))
     examples.messages.extend(note for term in terms for note in term.objective.notes())

@@ -12,6 +12,7 @@ from preftune.data import dataset
 from preftune.errors import PreftuneError
 from preftune.objectives import registry
 from preftune.policy import loading
+from preftune.training.engine import check_sharded
 from preftune.training.optim import check_optimizer
 from preftune.training.run_folder import RunFolder
 
@@ -40,6 +41,7 @@ def check(
     _check_batch(config, terms)
     trains_rewards(terms)
     check_optimizer(config.optim, config.train.device)
+    check_sharded(config)
     loading.check_keys(config.model, loaded)
     if not loaded:
         loading.check_path(config.model)

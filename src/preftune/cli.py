@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -256,7 +257,9 @@ def _train(
     from preftune.report.terminal import show_run
 
     config = yaml_tree.load(RunConfig, file, overrides, tagged=("objective",))
-    show_run(run(config, file=file, show=not quiet))
+    done = run(config, file=file, show=not quiet)
+    if os.environ.get("RANK", "0") == "0":
+        show_run(done)
 
 
 def _resume(run: Path, words: list[str], options: list[str], quiet: bool) -> None:
@@ -291,6 +294,15 @@ def _names_adapters(file: Path | None) -> bool:
     return isinstance(model, dict) and model.get("lora") is not None
 
 
+def _speaks(error: Exception) -> bool:
+    """True if it is for this process to say what went wrong: of several, one does."""
+    if "LOCAL_RANK" not in os.environ:
+        return True
+    from preftune.training.processes import speaks
+
+    return speaks(error)
+
+
 def main() -> None:
     """Entry point: errors that a user can mend are one sentence and exit code 2."""
     from preftune.errors import PreftuneError
@@ -298,7 +310,8 @@ def main() -> None:
     try:
         app()
     except PreftuneError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if _speaks(error):
+            print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except (KeyboardInterrupt, SystemExit) as stop:  # typer makes the second of the first
         if said := getattr(stop, "message", None):  # a run that has saved what it had

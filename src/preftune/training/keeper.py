@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
-from accelerate.utils import gather_object
 
 from preftune.errors import PreftuneError
 from preftune.training import checkpoint, state
@@ -38,8 +37,8 @@ class Keeper:
 
     def __init__(self, trainer: Trainer, resumed: Path | None) -> None:
         self.trainer, self.resumed = trainer, resumed
-        self.accelerator, self.run = trainer.accelerator, trainer.folder.path
-        alone = self.accelerator.num_processes == 1
+        self.accelerator, self.run, self.group = trainer.accelerator, trainer.folder.path, trainer.group
+        alone = self.group.size == 1
         self.stops = Stops(trainer.config.train.grace_seconds, lambda: 2 * self._took + 1, alone)
         self._saved_at, self._took = time.monotonic(), 0.0
         self._last: tuple[int, bool] | None = None  # step and `pending` of the last checkpoint
@@ -52,7 +51,7 @@ class Keeper:
             lined: True at the steps at which values are fetched in any case.
         """
         stop, due = self.stops.requested is not None, self._is_due()
-        if self.accelerator.num_processes > 1:
+        if self.group.size > 1:
             if not (lined or self.trainer.feed.device.type == "cpu"):
                 return  # to agree, processes would have to wait for their devices
             flags = torch.tensor([stop, due], dtype=torch.float32, device=self.trainer.feed.device)
@@ -111,15 +110,13 @@ class Keeper:
         trainer, at, begun = self.trainer, self.trainer.position, time.monotonic()
         paused = time.perf_counter()
         trainer.look_at_values()
-        main = self.accelerator.is_main_process
+        main = self.group.main
         whole = trainer.state()
         tensors, numbers = self._collected()
         with self.stops.held():
             self._together(lambda: checkpoint.begin(self.run) if main else None)
             folder = self.run / checkpoint.TEMPORARY
-            digests = self._together(
-                lambda: checkpoint.write_tensors(folder, self.accelerator.process_index, tensors), merge=True
-            )
+            digests = self._together(lambda: checkpoint.write_tensors(folder, self.group.index, tensors), merge=True)
 
             def complete() -> None:
                 if main:
@@ -165,7 +162,7 @@ class Keeper:
 
     def drop(self, step: int) -> None:
         """Remove checkpoints from a step on, whose weights have turned out to be of no use."""
-        if self.accelerator.is_main_process:
+        if self.group.main:
             checkpoint.clear(self.run, [one for one in checkpoint.saved(self.run) if one < step])
 
     def failed(self, reason: str, step: int, rows: Sequence[int], **values: float | None) -> str:
@@ -198,7 +195,7 @@ class Keeper:
         tensors |= {f"window.{name}": value for name, value in trainer.window.tensors().items()}
         numbers = {
             "position": asdict(trainer.position) | {"wall": trainer.wall},
-            "processes": self.accelerator.num_processes,
+            "processes": self.group.size,
             "files": trainer.folder.sizes(),
             "moments": moments,
             "states": [list(one) for one in trainer.states],
@@ -217,13 +214,11 @@ class Keeper:
             result = work()
         except OSError as found:
             error = found.strerror or str(found)
-        if self.accelerator.num_processes > 1:
-            errors = gather_object([error])
-            error = next((one for one in errors if one is not None), None)
-            if merge and error is None:
-                result = {name: digest for part in gather_object([result]) for name, digest in part.items()}
+        error = next((one for one in self.group.gathered(error) if one is not None), None)
+        if merge and error is None:
+            result = {name: digest for part in self.group.gathered(result or {}) for name, digest in part.items()}
         if error is not None:
-            if self.accelerator.is_main_process:
+            if self.group.main:
                 shutil.rmtree(self.run / checkpoint.TEMPORARY, ignore_errors=True)
             kept = checkpoint.saved(self.run)
             raise PreftuneError(

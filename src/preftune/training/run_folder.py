@@ -119,11 +119,20 @@ class RunFolder:
         Raises:
             PreftuneError: if it is none, or a process still trains in it.
         """
+        cls.check_run(path)
+        return cls(path).lock()
+
+    @staticmethod
+    def check_run(path: Path) -> None:
+        """Refuse a folder that holds no run.
+
+        Raises:
+            PreftuneError: names it.
+        """
         if not (path / "config.yaml").is_file():
             raise PreftuneError(
                 f"{path} is no run folder, it has no config.yaml: name the output.path of a run that was stopped"
             )
-        return cls(path).lock()
 
     def lock(self) -> RunFolder:
         """Keep other processes from training in this folder; until `unlock`, or the end of this object or process.
@@ -286,6 +295,32 @@ def _never_began(path: Path) -> bool:
     names = {one.name for one in path.iterdir()}
     names = {name for name in names if not (name.startswith(".") and name.endswith(".tmp"))}
     return not names or ("manifest.json" in names and names <= {"manifest.json", "data"})
+
+
+class Onlooker(RunFolder):
+    """The run folder as processes see it that write nothing: the main process does."""
+
+    def keep(self) -> None:  # noqa: D102
+        pass
+
+    def discard(self) -> None:  # noqa: D102
+        pass
+
+    def lock(self) -> RunFolder:  # noqa: D102
+        return self
+
+    def cut(self, sizes: Mapping[str, int]) -> None:  # noqa: D102
+        pass
+
+    def replace_folder(self, name: str, source: Path) -> None:  # noqa: D102
+        pass
+
+    def _append(self, name: str, lines: Iterable[Mapping[str, Any]]) -> None:
+        for _ in lines:  # what they are made by may have to run on all processes
+            pass
+
+    def _write(self, name: str, text: str) -> None:
+        pass
 
 
 def _is_foreign(path: Path) -> bool:

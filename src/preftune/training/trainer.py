@@ -5,19 +5,17 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from preftune.cache import cache_folder
-from preftune.config import RunConfig, TrainConfig
+from preftune.config import RunConfig
 from preftune.data.dataset import Examples
 from preftune.errors import PreftuneError
 from preftune.objectives.registry import Term
@@ -30,17 +28,19 @@ from preftune.policy.reference import Reference
 from preftune.policy.tiled_head import release
 from preftune.training import metrics
 from preftune.training.batches import Schedule, lengths
+from preftune.training.engine import make_accelerator, prepare, prepare_reference, used
 from preftune.training.feed import Feed
 from preftune.training.gate import ExplosionError, ExplosionGate, SpikeWatch, check_start
 from preftune.training.held_out import HeldOut, answers, fixed_prompts
 from preftune.training.keeper import Keeper
 from preftune.training.memory import foresee
 from preftune.training.optim import UNUSUAL_RATE, default_learning_rate, optimizer, rate_at
+from preftune.training.processes import current
 from preftune.training.progress import Bar
 from preftune.training.references import Forwards, live_reference, reference_for, stored_reference
 from preftune.training.run_folder import RunFolder
 from preftune.training.state import Position, are_finite
-from preftune.training.step import Scored, States, Step, fetch
+from preftune.training.step import Scored, States, Step
 from preftune.training.stopping import Overdue
 from preftune.training.window import Window
 
@@ -81,17 +81,19 @@ class Trainer:
         self.messages: list[str] = list(examples.messages)
         self.accelerator = make_accelerator(config.train, config.output.trackers, folder)
         self.precision = self.accelerator.mixed_precision
-        lm.to(self.accelerator.device)
+        self.group = current()
+        if not self.accelerator.is_fsdp2:  # which moves a layer at a time, and keeps a share of it
+            lm.to(self.accelerator.device)
         self.lengths_N3 = lengths(examples.train)
         self.policy = self._policy(lm)
         check_causal(self.policy, examples.train)
         device, context, pad_id = self.accelerator.device, original_context(lm), tokenizer.pad_token_id or 0
-        self.feed = Feed(self.policy, config.batch, context, device, pad_id)
+        self.feed = Feed(self.policy, config.batch, context, device, pad_id, self.group)
         frozen = None
         if any(term.objective.reference for term in terms):
             frozen = live_reference(config.reference, config.model, self.policy, self.accelerator.device)
             if frozen is not None:  # computed in the policy's precision, or the two would differ before step 1
-                frozen.module = self.accelerator.prepare_model(frozen.module, evaluation_mode=True)
+                frozen.module = prepare_reference(self.accelerator, frozen.module)
         rate = config.optim.learning_rate
         if rate is None:
             count = sum(p.numel() for p in lm.parameters())
@@ -99,9 +101,8 @@ class Trainer:
         self.learning_rate = rate
         if rate > UNUSUAL_RATE:
             self.messages.append(f"optim.learning_rate={rate:g} is far above what AdamW is used with (1e-7 to 1e-2)")
-        self.prepared, self.optimizer = self.accelerator.prepare(
-            self.policy, optimizer(self.policy, config.optim, rate)
-        )
+        made = optimizer(self.policy, config.optim, rate)
+        self.prepared, self.optimizer = prepare(self.accelerator, self.policy, made)
         reference = self._reference(frozen)
         self.step = Step(self.prepared, reference, terms, self.accelerator, config.seed)
         self.schedule = self._schedule()
@@ -127,7 +128,7 @@ class Trainer:
             PreftuneError: if the reference is not the policy's start, or a step is not finite.
         """
         self.started = time.perf_counter()
-        for message in (*self.messages, *([self.memory["said"]] if self.show else [])):
+        for message in (*self.messages, *([self.memory["said"]] if self.show else [])) if self.group.main else ():
             print(f"note: {message}", file=sys.stderr)
         self._check_start()
         side = self.feed.side(self.examples.held_out)
@@ -150,7 +151,8 @@ class Trainer:
         at = self.position
         self.explosion.check(after, 0.0, self.schedule.steps + 1)
         self.keeper.note_best(self.schedule.steps, after)
-        self.accelerator.end_training()
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
         return {
             "objective": "+".join(term.name for term in self.terms),
             "steps": self.schedule.steps,
@@ -227,9 +229,10 @@ class Trainer:
             self.precision,
             cache_folder("references") if folder is None else Path(folder).expanduser(),
             self.show and self.accelerator.is_main_process,
+            self.group,
         )
         self.messages.extend(stored.notes)
-        if frozen is not None:
+        if frozen is not None and not self.accelerator.is_fsdp2:
             frozen.module.to("meta")  # its work is done: free the memory
         return stored
 
@@ -264,8 +267,8 @@ class Trainer:
                     with self._failures(scored):
                         self.step.take(self.optimizer, scored)
                     self.states = scored.states
-                    self.window.add(scored, micros)
-                    at.step, at.examples, at.pending = step + 1, at.examples + len(scored.rows), True
+                    self.window.waiting.append(scored)
+                    at.step, at.pending = step + 1, True
                 bar.advance()
                 self._after_step(bar)
 
@@ -298,15 +301,17 @@ class Trainer:
         Raises:
             PreftuneError: if one is not.
         """
-        for scored in fetch(self.window.waiting):
+        for scored in self.step.whole(self.window.waiting):
             with self._failures(scored):
                 scored.require_finite()
                 found = metrics.summarise(metrics.table(scored.columns))
                 self.explosion.check(found, scored.loss, scored.step + 1, scored.rows)
             if said := self.spikes.check(scored.loss, scored.step + 1, scored.rows):
-                print(f"note: {said}", file=sys.stderr)
+                if self.group.main:
+                    print(f"note: {said}", file=sys.stderr)
                 self.position.notes.append(said)
             self.window.finish(scored)
+            self.position.examples += len(scored.rows)
         self.window.waiting.clear()
 
     @contextmanager
@@ -316,7 +321,7 @@ class Trainer:
             yield
         except PreftuneError as error:
             values = {"loss": scored.loss, "gradient_norm": scored.gradient_norm}
-            if isinstance(error, ExplosionError) or not are_finite(self.prepared):
+            if isinstance(error, ExplosionError) or not all(self.group.gathered(are_finite(self.prepared))):
                 self.keeper.drop(scored.step)
             raise PreftuneError(self.keeper.failed(str(error), scored.step + 1, scored.rows, **values)) from error
 
@@ -338,8 +343,7 @@ class Trainer:
             sampled = answers(self.policy, self.tokenizer, prompts, self.config.evaluate, ends, self.config.seed)
         probed: Mapping[str, Any] = {}
         if self.probe is not None:
-            with self.policy.generating() as lm:
-                probed = self.probe(lm)
+            probed = used(self.policy, self.probe)
         with self.keeper.stops.held():
             if found:
                 self._log({"kind": "eval", "step": step, **found})
@@ -363,33 +367,3 @@ class Trainer:
         self.folder.append_metrics(line)
         numbers = {f"{line['kind']}/{k}": v for k, v in line.items() if isinstance(v, int | float) and k != "step"}
         self.accelerator.log(numbers, step=line["step"])
-
-
-def make_accelerator(config: TrainConfig, trackers: Sequence[str], folder: RunFolder) -> Accelerator:
-    """Accelerate, for the device and precision asked for.
-
-    Raises:
-        PreftuneError: for a device that is not there, a tracker that is not installed, or several processes.
-    """
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True, "auto": True}
-    if not available[config.device]:
-        raise PreftuneError(f"train.device={config.device} is not available on this machine: set it to auto or cpu")
-    # a second run in the same process may differ in precision or device; Accelerate's singletons would keep the first's
-    AcceleratorState._reset_state(reset_partial_state=True)
-    precision = config.precision
-    if precision == "auto":
-        cuda = available["cuda"] and config.device != "cpu"
-        precision = "bf16" if cuda and torch.cuda.is_bf16_supported() else "fp32"
-    try:
-        accelerator = Accelerator(
-            mixed_precision="no" if precision == "fp32" else precision,
-            cpu=config.device == "cpu",
-            log_with=list(trackers) or None,
-            project_dir=str(folder.path),
-        )
-        accelerator.init_trackers("preftune")
-    except (ValueError, ImportError) as error:
-        raise PreftuneError(f"cannot set up training as configured: {error}") from error
-    if accelerator.num_processes > 1:
-        raise PreftuneError("this version trains on one process: start it without a launcher")
-    return accelerator

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from preftune.training import metrics
-from preftune.training.step import Micro, Scored
+from preftune.training.step import Scored
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Window:
         seconds: that it had run before (in a process that was stopped).
         finished: steps whose values were fetched and found in order.
         waiting: steps whose values are still on the device.
-        tokens: that were read.
+        tokens: that were read in the finished steps.
         computed: the same with padding.
     """
 
@@ -50,15 +50,11 @@ class Window:
     tokens: int = 0
     computed: int = 0
 
-    def add(self, scored: Scored, micros: Sequence[Micro]) -> None:
-        """One more step."""
-        self.waiting.append(scored)
-        self.tokens += sum(micro.batch.real_tokens for micro in micros)
-        self.computed += sum(micro.batch.tokens for micro in micros)
-
     def finish(self, scored: Scored) -> None:
         """Keep what a step that waited came to."""
         self.finished.append(Finished(scored.loss, scored.gradient_norm or 0.0, len(scored.rows), scored.columns))
+        self.tokens += scored.tokens
+        self.computed += scored.computed
 
     @property
     def elapsed(self) -> float:
