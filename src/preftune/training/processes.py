@@ -35,7 +35,7 @@ GRACE = 5.0  # seconds in which a process may end by itself, with its own words,
 SHORTEST, LONGEST = 0.01, 0.5  # seconds between two looks at whether the others have come
 FAILED = 2  # exit code, as of other errors that a user can mend
 _groups = count()
-_joined_once = False  # True once errors have been told apart by `together`
+_joined_once = False  # from then on, errors are told apart by `together`
 
 
 class Unspoken(PreftuneError):
@@ -143,10 +143,14 @@ def launched() -> int:
 
 
 def speaks(error: BaseException) -> bool:
-    """True if this process is to print an error. Before processes are joined, all of a machine meet the same one."""
+    """True if this process is to print an error. One that is not waits first: as soon as a process ends, launchers end
+    the others, and one of those may still have to speak."""
     if isinstance(error, Unspoken):
+        time.sleep(GRACE)
         return False
-    return launched() == 1 or _joined_once or os.environ["LOCAL_RANK"] == "0"
+    if launched() > 1 and not _joined_once and os.environ["LOCAL_RANK"] != "0":
+        time.sleep(2 * GRACE)  # before processes are joined, all of a machine meet the same error, as a rule
+    return True
 
 
 def runs_on_cpu(device: str) -> bool:
