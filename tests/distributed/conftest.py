@@ -43,18 +43,18 @@ def one_process(pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> Callab
 def two_processes(pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Path]:
     """Makes runs of `runs.RUNS` with two processes that share one strategy, and a cache of their own; gives their
     folder. What names them together is made once."""
-    done = dict[tuple[str, str], Path]()
+    done = dict[tuple[str, str], tuple[Path, subprocess.CompletedProcess[str]]]()
 
     def launch(strategy: str, names: str) -> Path:
         if (strategy, names) not in done:
             folder = tmp_path_factory.mktemp(strategy)
             words = (str(Path(runs.__file__)), str(pairs), str(folder), strategy, names)
-            cache = {"PREFTUNE_CACHE": str(folder / "cache")}
-            ended = subprocess.run(
-                [*TORCHRUN, *words], env={**ENVIRONMENT, **cache}, capture_output=True, text=True, timeout=300
-            )
-            assert ended.returncode == 0, ended.stderr[-4000:]
-            done[strategy, names] = folder
-        return done[strategy, names]
+            environment = {**ENVIRONMENT, "PREFTUNE_CACHE": str(folder / "cache")}
+            command = [*TORCHRUN, *words]
+            ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+            done[strategy, names] = folder, ended
+        folder, ended = done[strategy, names]
+        assert ended.returncode == 0, ended.stderr[-4000:]
+        return folder
 
     return launch

@@ -36,7 +36,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "tdpo": {"objective": "tdpo", "model": {"layout": "padded"}},
     # one pair to a step: the other process has none; two to a look at a time
     "single": {"objective": "simpo", "batch": {"size": 1}, "model": {"gradient_checkpointing": True}},
-    "alone": {"objective": "kto", "batch": {"size": 2, "micro_size": 1}, "data": {"held_out": 1}},
+    "alone": {"objective": "kto", "batch": {"size": 2, "micro_size": 1}, "data": {"held_out": 2}},
 }
 
 
