@@ -16,7 +16,7 @@ from preftune.training.trainer import Trainer
 
 COMMON: dict[str, Any] = {
     # nine pairs to a step, in forwards of two or fewer: five forwards here, four there; of 20, the last step has two
-    "batch": {"size": 9, "micro_size": 2},
+    "batch": {"size": 9, "micro_size": 2, "micro_tokens": 256},
     # with so large an eps, AdamW's step is smooth in the gradient: weights after it tell gradients apart
     "optim": {"learning_rate": 0.09, "eps": 1.0, "warmup_steps": 0, "schedule": "constant"},
     "train": {"max_steps": 3, "log_every": 1, "check_memory": False},

@@ -21,7 +21,7 @@ MADE = {
 }
 COUPLES = [(strategy, name) for strategy, names in MADE.items() for name in names]
 TIMED = {"kind", "seconds", "pairs_per_second", "tokens_per_second", "padding_share"}
-# Sums of log-probs, in nats: their size is that of a response's log-prob, which float32 rounds at 4e-6.
+# Differences of whole responses' log-probs of up to 60 nats, each of which float32 rounds by 2e-6.
 SUMMED = ("delta", "margin", "chosen_reward", "rejected_reward")
 
 One = Callable[[str], Path]
@@ -65,7 +65,7 @@ def test_metrics_of_held_out_pairs_know_no_remainder(
         assert line.keys() == other.keys()
         for key in line.keys() - {"kind", "chosen_reward_histogram", "rejected_reward_histogram"}:
             # at the start, nothing was trained; later, the weights themselves are rounded in another way
-            slack = 1e-6 if line["step"] == 0 and not key.startswith(SUMMED) else 1e-5
+            slack = 2e-5 if key.startswith(SUMMED) else 1e-6 if line["step"] == 0 else 1e-5
             assert other[key] == pytest.approx(line[key], rel=slack, abs=slack), (key, line["step"])
 
 

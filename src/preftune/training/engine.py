@@ -187,6 +187,17 @@ def used(policy: PolicyModule, function: Callable[[nn.Module], T]) -> T:
         return found
 
 
+def whole_state(accelerator: Accelerator, prepared: nn.Module) -> dict[str, Tensor]:
+    """All weights of a wrapped policy, whole, on the main process; all processes must ask. Weights that are one (tied
+    ones) stay one."""
+    state: dict[str, Tensor] = accelerator.get_state_dict(prepared)
+    first: dict[int, str] = {}
+    if accelerator.is_fsdp2 and state:
+        for name, parameter in prepared.named_parameters(remove_duplicate=False):
+            state[name] = state[first.setdefault(id(parameter), name)]
+    return state
+
+
 def whole(tensor: Tensor) -> Tensor:
     """A sharded tensor put together, on all processes, which must ask for it all; others as they are."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
