@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,7 @@ def main() -> None:
 
 def _couples(of_one: tuple[list[torch.Tensor], ...]) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Each tensor of one term's state beside that of the next process."""
-    return [couple for one, other in zip(of_one, of_one[1:], strict=False) for couple in zip(one, other, strict=True)]
+    return [couple for one, other in pairwise(of_one) for couple in zip(one, other, strict=True)]
 
 
 if __name__ == "__main__":

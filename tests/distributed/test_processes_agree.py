@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from preftune.policy.loading import built_in_folder
+from preftune.policy.stored import Shards
 
 # Which runs (see runs.py) each strategy makes, all in one launch: starting takes longer than they do.
 MADE = {
@@ -77,9 +78,11 @@ def test_models_are_whole_and_those_of_one_process(
     expected, found = weights(one / "model"), weights(two / "model")
     assert expected.keys() == found.keys()
     base = weights(built_in_folder())
-    moved = max(float((expected[key] - base[key]).abs().max()) for key in expected if key in base) if (
-        "lora" not in name
-    ) else max(float(value.abs().max()) for key, value in expected.items() if "lora_B" in key)
+    moved = (
+        max(float((expected[key] - base[key]).abs().max()) for key in expected if key in base)
+        if ("lora" not in name)
+        else max(float(value.abs().max()) for key, value in expected.items() if "lora_B" in key)
+    )
     assert moved > 1e-3
     for key, value in expected.items():
         assert found[key].shape == value.shape
@@ -109,11 +112,9 @@ def test_sharded_runs_load_in_plain_transformers(two_processes: Two) -> None:
 
 
 @pytest.mark.parametrize(("strategy", "name"), [("ddp", "lora-stored"), ("fsdp2", "stored")])
-def test_stored_log_probs_are_made_once(one_process: One, two_processes: Two, strategy: str, name: str) -> None:
+def test_stored_log_probs_are_made_once(two_processes: Two, strategy: str, name: str) -> None:
     """Each process computes its share: no example stands in two shards."""
-    from preftune.policy.stored import Shards
-
-    one, two = both(one_process, two_processes, strategy, name)
+    two = two_processes(strategy, ",".join(MADE[strategy])) / name
     (folder,) = (two.parent / "cache" / "references").iterdir()
     shards = Shards(folder)
     written = sum(int.from_bytes(path.read_bytes()[:8], "little") for path in folder.glob("*.shard"))

@@ -183,7 +183,7 @@ def used(policy: PolicyModule, function: Callable[[nn.Module], T]) -> T:
     with policy.generating() as lm:
         if not isinstance(policy, FSDPModule):
             return function(lm)
-        found: T = policy("call", {"function": function})["found"]  # type: ignore[operator]
+        found: T = policy("call", {"function": function})["found"]
         return found
 
 
