@@ -133,6 +133,7 @@ KEYS = {
     "train.max_steps": Case("2"),
     "train.precision": Case("bf16"),
     "train.device": Case("cuda", "device"),
+    "train.strategy": Case("fsdp2", "refused"),  # what it does with several processes: tests/distributed
     "train.log_every": Case("1", "metrics"),
     "train.compile": Case("true"),  # which rounds otherwise
     "train.check_start": Case("false", "forwards"),

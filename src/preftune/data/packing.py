@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from preftune.data.examples import Example, Response
-from preftune.objectives.batch import PlainBatch
+from preftune.objectives.batch import Batch, PlainBatch
 
 # Tokens from which on a beginning that responses share is worth a segment of its own.
 LEAST_SHARED = 16
@@ -208,7 +208,7 @@ def pad(examples: Sequence[Example], pad_id: int = 0) -> PackedBatch:
     return _batch(examples, ids.ravel(), positions, attended.ravel(), sources, last, None, row_length)
 
 
-def join(batches: Sequence[PackedBatch | PlainBatch]) -> PackedBatch | PlainBatch:
+def join(batches: Sequence[Batch]) -> Batch:
     """Several batches as objectives see one: responses and examples are counted on from batch to batch."""
     if len(batches) == 1:
         return batches[0]
@@ -220,7 +220,7 @@ def join(batches: Sequence[PackedBatch | PlainBatch]) -> PackedBatch | PlainBatc
     def cat(name: str) -> Tensor:
         return torch.cat([getattr(batch, name) for batch in batches])
 
-    def values(batch: PackedBatch | PlainBatch, name: str) -> Tensor:
+    def values(batch: Batch, name: str) -> Tensor:
         return batch.token.get(name, torch.full_like(batch.response_K, torch.nan, dtype=torch.float32))
 
     return PlainBatch(

@@ -183,8 +183,19 @@ def used(policy: PolicyModule, function: Callable[[nn.Module], T]) -> T:
     with policy.generating() as lm:
         if not isinstance(policy, FSDPModule):
             return function(lm)
-        found: T = policy("call", {"function": function})["found"]  # type: ignore[operator]
+        found: T = policy("call", {"function": function})["found"]
         return found
+
+
+def whole_state(accelerator: Accelerator, prepared: nn.Module) -> dict[str, Tensor]:
+    """All weights of a wrapped policy, whole, on the main process; all processes must ask. Weights that are one (tied
+    ones) stay one."""
+    state: dict[str, Tensor] = accelerator.get_state_dict(prepared)
+    first: dict[int, str] = {}
+    if accelerator.is_fsdp2 and state:
+        for name, parameter in prepared.named_parameters(remove_duplicate=False):
+            state[name] = state[first.setdefault(id(parameter), name)]
+    return state
 
 
 def whole(tensor: Tensor) -> Tensor:

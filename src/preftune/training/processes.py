@@ -35,10 +35,10 @@ GRACE = 5.0  # seconds in which a process may end by itself, with its own words,
 SHORTEST, LONGEST = 0.01, 0.5  # seconds between two looks at whether the others have come
 FAILED = 2  # exit code, as of other errors that a user can mend
 _groups = count()
-_joined_once = False  # True once errors have been told apart by `together`
+_joined_once = False  # from then on, errors are told apart by `together`
 
 
-class Unspoken(PreftuneError):
+class ToldElsewhereError(PreftuneError):
     """An error that another process tells of."""
 
 
@@ -61,7 +61,7 @@ class Group:
         """Wait until all processes have come here, however long it takes.
 
         Raises:
-            Unspoken: if one of them fails instead.
+            ToldElsewhereError: if one of them fails instead.
         """
         if self.store is None:
             return
@@ -70,7 +70,7 @@ class Group:
         pause = SHORTEST
         while self.store.add(key, 0) < self.size:
             if self.store.check(["failed"]):
-                raise Unspoken("another process failed")
+                raise ToldElsewhereError("another process failed")
             time.sleep(pause)
             pause = min(LONGEST, 1.2 * pause)
 
@@ -143,10 +143,14 @@ def launched() -> int:
 
 
 def speaks(error: BaseException) -> bool:
-    """True if this process is to print an error. Before processes are joined, all of a machine meet the same one."""
-    if isinstance(error, Unspoken):
+    """True if this process is to print an error. One that is not waits first: as soon as a process ends, launchers end
+    the others, and one of those may still have to speak."""
+    if isinstance(error, ToldElsewhereError):
+        time.sleep(GRACE)
         return False
-    return launched() == 1 or _joined_once or os.environ["LOCAL_RANK"] == "0"
+    if launched() > 1 and not _joined_once and os.environ["LOCAL_RANK"] != "0":
+        time.sleep(2 * GRACE)  # before processes are joined, all of a machine meet the same error, as a rule
+    return True
 
 
 def runs_on_cpu(device: str) -> bool:
@@ -164,7 +168,7 @@ def together(device: str) -> Iterator[Group]:
 
     Raises:
         PreftuneError: whatever is raised inside; or because another process has ended.
-        Unspoken: on all processes but the one that tells.
+        ToldElsewhereError: on all processes but the one that tells.
     """
     global _current, _joined_once
     if launched() == 1 or _current.size > 1:
@@ -235,17 +239,17 @@ def _watched(group: Group) -> Iterator[None]:
 
 def _told(group: Group, error: BaseException) -> BaseException:
     """The error as this process is to raise it."""
-    if isinstance(error, Unspoken) or not isinstance(error, Exception):
+    if isinstance(error, ToldElsewhereError) or not isinstance(error, Exception):
         return error
     if isinstance(error, PreftuneError):
-        return error if group.speaks() else Unspoken(str(error))
+        return error if group.speaks() else ToldElsewhereError(str(error))
     if not lost_contact(error):
         return error  # a fault of ours, with its traceback
     with suppress(RuntimeError, OSError):
         if group.store.check(["failed"]):  # it has said so, and why
-            return Unspoken(str(error))
+            return ToldElsewhereError(str(error))
     message = LOST.format(index=group.index, size=group.size, reason=_brief(error))
-    return PreftuneError(message) if group.speaks() else Unspoken(message)
+    return PreftuneError(message) if group.speaks() else ToldElsewhereError(message)
 
 
 LOST = (

@@ -28,7 +28,7 @@ from preftune.policy.reference import Reference
 from preftune.policy.tiled_head import release
 from preftune.training import metrics
 from preftune.training.batches import Schedule, lengths
-from preftune.training.engine import make_accelerator, prepare, prepare_reference, used
+from preftune.training.engine import make_accelerator, prepare, prepare_reference, used, whole_state
 from preftune.training.feed import Feed
 from preftune.training.gate import ExplosionError, ExplosionGate, SpikeWatch, check_start
 from preftune.training.held_out import HeldOut, answers, fixed_prompts
@@ -178,9 +178,8 @@ class Trainer:
 
     def state(self) -> dict[str, Tensor]:
         """The language model's weights (those that train, for adapters), for saving."""
-        return {
-            name.removeprefix("lm."): value for name, value in self.accelerator.get_state_dict(self.prepared).items()
-        }
+        found = whole_state(self.accelerator, self.prepared)
+        return {name.removeprefix("lm."): value for name, value in found.items()}
 
     def _policy(self, lm: nn.Module) -> PolicyModule:
         """The policy in the layout asked for; trees only if they prove exact on this very model."""
