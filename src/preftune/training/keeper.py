@@ -50,16 +50,25 @@ class Keeper:
             improved: this step's evaluation is the best so far.
             lined: True at the steps at which values are fetched in any case.
         """
-        stop, due = self.stops.requested is not None, self._is_due()
-        if self.group.size > 1:
-            if not (lined or self.trainer.feed.device.type == "cpu"):
-                return  # to agree, processes would have to wait for their devices
-            flags = torch.tensor([stop, due], dtype=torch.float32, device=self.trainer.feed.device)
-            stop, due = (self.accelerator.reduce(flags, "sum") > 0).tolist()
+        every = self.trainer.config.output.save_every
+        stop, late = self._agreed(lined)
         if stop:
             self.stop()
-        if due or improved:
+        if late or improved or (every is not None and self.trainer.position.step % every == 0):
             self.save()
+
+    def _agreed(self, lined: bool) -> tuple[bool, bool]:
+        """True if the run is asked to stop, and if it is time for a checkpoint: on all processes, if on one."""
+        minutes = self.trainer.config.output.save_minutes
+        late = minutes is not None and time.monotonic() - self._saved_at >= 60 * minutes
+        stop, device = self.stops.requested is not None, self.trainer.feed.device
+        if self.group.size == 1:
+            return stop, late
+        if not (lined or device.type == "cpu"):
+            return False, False  # to agree, processes would have to wait for their devices
+        flags = torch.tensor([stop, late], dtype=torch.float32, device=device)
+        stop, late = (self.accelerator.reduce(flags, "sum") > 0).tolist()
+        return stop, late
 
     def stop(self) -> NoReturn:
         """Save, and end the run."""
@@ -177,12 +186,6 @@ class Keeper:
             + "; failure.json in the run folder lists the batch's rows"
             + (f", and the last good checkpoint is {last}" if last else "")
         )
-
-    def _is_due(self) -> bool:
-        output = self.trainer.config.output
-        by_steps = output.save_every is not None and self.trainer.position.step % output.save_every == 0
-        minutes = (time.monotonic() - self._saved_at) / 60
-        return by_steps or (output.save_minutes is not None and minutes >= output.save_minutes)
 
     def _collected(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """What the run goes on from: tensors, and numbers."""
