@@ -38,6 +38,9 @@ class TrainConfig(BaseModel):
     log_every: int = Field(10, ge=1, description="optimiser steps between two lines of metrics")
     check_start: bool = Field(True, description="stop if a reference declared as the policy's start differs from it")
     check_memory: bool = Field(True, description="estimate memory, and stop if training will not fit")
+    grace_seconds: float = Field(
+        30.0, ge=0, allow_inf_nan=False, description="between SIGTERM and the kill: in that time a checkpoint is saved"
+    )
 
 
 class RunConfig(BaseModel):

@@ -163,8 +163,12 @@ class Schedule:
         return plan_epoch(self._tokens_N, self._config, self._seed, epoch, self._least, self._kinds)
 
     def __iter__(self) -> Iterator[Indices]:
+        return self.after(0)
+
+    def after(self, done: int) -> Iterator[Indices]:
+        """The batches that follow the first `done`."""
         every = (batch for epoch in count() for batch in (self._plan(epoch) if epoch else self._epoch_0))
-        return islice(every, self.steps)
+        return islice(every, done, self.steps)
 
 
 def micro_batches(

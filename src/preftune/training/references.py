@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 
 from preftune.data.examples import Example
 from preftune.errors import PreftuneError
+from preftune.files import write_whole
 from preftune.policy.layout import TOLERANCE, choose_layout, tree_error
 from preftune.policy.loading import ModelConfig, load
 from preftune.policy.policy import PolicyModule
@@ -34,7 +35,7 @@ from preftune.policy.reference import (
     StoredReference,
     weights_hash,
 )
-from preftune.policy.stored import Shards, keys_of, write_whole
+from preftune.policy.stored import Shards, keys_of
 from preftune.training.batches import lengths
 from preftune.training.processes import Group
 from preftune.training.progress import Bar

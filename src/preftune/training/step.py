@@ -203,12 +203,13 @@ class Step:
         step: int,
         max_grad_norm: float | None,
     ) -> Scored:
-        """One optimiser step; it is not taken, nor is any after it, if the gradient is not finite.
+        """One optimiser step: `gradient`, then `take`."""
+        scored = self.gradient(micros, states, step, max_grad_norm)
+        self.take(optimizer, scored)
+        return scored
 
-        Raises:
-            PreftuneError: if the gradient is not finite and only the host can keep the optimiser from its step;
-                otherwise `Scored.require_finite` says so, whenever it is asked.
-        """
+    def gradient(self, micros: Sequence[Micro], states: States, step: int, max_grad_norm: float | None) -> Scored:
+        """Gradients of an optimiser batch, clipped; no weight has changed when this returns."""
         totals = self._totals(micros)
         self.policy.train()
         if any(term.objective.couples for term in self.terms):
@@ -217,11 +218,19 @@ class Step:
             losses, seen = self._backward_apart(micros, totals, states, step)
             after = states
         norm = self._gradient_norm(max_grad_norm)
-        scored = Scored(losses, seen, after, norm, step, scaled=self.scaled, **_counts(micros))
+        return Scored(losses, seen, after, norm, step, scaled=self.scaled, **_counts(micros))
+
+    def take(self, optimizer: torch.optim.Optimizer, scored: Scored) -> None:
+        """Change the weights by the gradients of `scored`; they stay, now and in all later steps, if a gradient was
+        not finite.
+
+        Raises:
+            PreftuneError: if the gradient is not finite and only the host can keep the optimiser from its step;
+                otherwise `Scored.require_finite` says so, whenever it is asked.
+        """
         self._hold_back(optimizer, scored)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        return scored
 
     def _hold_back(self, optimizer: torch.optim.Optimizer, scored: Scored) -> None:
         """Keep the optimiser from a step that is not finite, and from all later ones. Fused optimisers read a flag on
