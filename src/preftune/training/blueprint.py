@@ -113,9 +113,11 @@ class Blueprint:
         return self._bytes(rest) + LAYERS_WHOLE * self._bytes(largest)
 
     def _gradients(self) -> int:
-        """Gradients that are whole at once: of what is in no layer, and of a layer."""
+        """Gradients that are whole at once, of what is in no layer and of a layer; and the same once more, laid out to be
+        added up over the processes."""
         rest, largest = units(self.policy)
-        return self._bytes(p for p in (*rest, *largest) if p.requires_grad)
+        trained = [parameter for parameter in (*rest, *largest) if parameter.requires_grad]
+        return self._bytes(trained) + _size(map(self._master, trained))
 
 
 def without_contents(module: PolicyModule) -> PolicyModule:
