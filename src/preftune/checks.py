@@ -14,6 +14,7 @@ from preftune.objectives import registry
 from preftune.policy import loading
 from preftune.training.engine import check_sharded
 from preftune.training.optim import check_optimizer
+from preftune.training.processes import current
 from preftune.training.run_folder import RunFolder
 
 
@@ -61,7 +62,7 @@ def check(
             raise PreftuneError(
                 f"output.trackers names {name}, which is not installed; installed: {', '.join(available) or 'none'}"
             )
-    if not resumes:
+    if not resumes and current().main:
         RunFolder.check(output, config.output.overwrite)
         _check_inputs(config, output, file)
 
