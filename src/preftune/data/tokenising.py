@@ -123,7 +123,7 @@ class Tokeniser:
         refusals = [_Refusals() for _ in masks]
         largest, chat, first = -1, False, 0
         with (
-            closing(self._rendered(lines, union, workers)) as chunks,
+            closing(self.rendered(lines, union, workers)) as chunks,
             pa.OSFile(str(folder / FILE), "wb") as sink,
             pa.ipc.new_file(sink, SCHEMA) as writer,
         ):
@@ -137,8 +137,8 @@ class Tokeniser:
             found.check(int(mask.sum()))
         return {"largest": largest, "chat": chat}
 
-    def _rendered(self, lines: Lines, union: Mask, workers: int | None) -> Generator[Rendered, None, None]:
-        """All chunks in order."""
+    def rendered(self, lines: Lines, union: Mask, workers: int | None) -> Generator[Rendered, None, None]:
+        """The records that `union` marks, chunk after chunk in order."""
         sources, raw = lines.sources, lines.raw(union)
         chunks = iter(lambda: list(islice(raw, CHUNK)), [])
         count = worker_count(workers, int(union.sum()), CHUNK)
