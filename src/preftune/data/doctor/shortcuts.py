@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from preftune.data.doctor.findings import Finding
 from preftune.data.doctor.index import Index, extremes
-from preftune.data.doctor.words import TOKEN, Hashes, answer, grams
+from preftune.data.doctor.words import TOKEN, Hashes, answer, numbered, runs
 from preftune.data.lines import Lines, Mask
 from preftune.evaluation.intervals import auc, auc_interval, grouped_interval
 
@@ -35,7 +35,7 @@ COVERAGE = 0.01
 SHOWN = 12  # signs of one kind
 RUNS = (1, 2, 3)  # words
 BEGIN, END = "\x02", "\x03"  # before and after a response, so that its first and last words are signs too
-BUCKETS = 2**22
+BUCKETS = 2**20
 
 FORMATS = {
     "a code block": re.compile(r"```"),
@@ -100,7 +100,7 @@ def markers(lines: Lines, mask: Mask) -> Finding | None:
     counts, chance = np.zeros((2, BUCKETS), dtype=np.int32), _Chance()
     for responses in _responses(lines, mask):
         chance.add(responses)
-        for good, alone in _alone(responses, lambda text: np.unique(_runs(_tokens(text))), np.setdiff1d):
+        for good, alone in _alone(responses, lambda text: np.unique(_runs(_tokens(text))), _less):
             np.add.at(counts[int(good)], _bucket(alone), 1)
     told = _tells(counts[1], counts[0], chance)
     return _finding("markers", "words", _named(lines, mask, told), chance) if told.any() else None
@@ -203,11 +203,16 @@ def _tokens(text: str) -> list[str]:
 
 
 def _runs(tokens: list[str]) -> Hashes:
-    return np.concatenate([grams(tokens, n) for n in RUNS if n <= len(tokens)])
+    numbers = numbered(tokens)
+    return np.concatenate([runs(numbers, n) for n in RUNS if n <= len(tokens)])
 
 
-def _bucket(runs: Hashes) -> NDArray[np.int64]:
-    return (runs % np.uint64(BUCKETS)).astype(np.int64)
+def _less(own: Hashes, others: Hashes) -> Hashes:
+    return np.setdiff1d(own, others, assume_unique=True)
+
+
+def _bucket(found: Hashes) -> NDArray[np.int64]:
+    return (found % np.uint64(BUCKETS)).astype(np.int64)
 
 
 def _named(lines: Lines, mask: Mask, told: NDArray[np.bool_]) -> Iterator[Sign]:
@@ -217,15 +222,15 @@ def _named(lines: Lines, mask: Mask, told: NDArray[np.bool_]) -> Iterator[Sign]:
 
     def find(text: str) -> Hashes:
         tokens = _tokens(text)
-        runs = _runs(tokens)
-        hits = np.flatnonzero(told[_bucket(runs)])
+        found = _runs(tokens)
+        hits = np.flatnonzero(told[_bucket(found)])
         for hit in hits.tolist():
-            if int(runs[hit]) not in names:
-                names[int(runs[hit])] = _name(tokens, hit)
-        return np.unique(runs[hits])
+            if int(found[hit]) not in names:
+                names[int(found[hit])] = _name(tokens, hit)
+        return np.unique(found[hits])
 
     for responses in _responses(lines, mask):
-        for good, alone in _alone(responses, find, np.setdiff1d):
+        for good, alone in _alone(responses, find, _less):
             for run in alone.tolist():
                 counts.setdefault(run, [0, 0])[int(good)] += 1
     return (Sign(names[run], better, worse) for run, (worse, better) in counts.items() if names[run])

@@ -15,6 +15,7 @@ Hashes = NDArray[np.uint64]
 CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"  # written without spaces: each character is a word
 WORD = re.compile(rf"[{CJK}]|[^\W{CJK}]+")
 TOKEN = re.compile(rf"[{CJK}]|[^\W{CJK}]+|[^\w\s]+")
+KNOWN = 100_000  # words whose numbers are kept
 PRIME = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -33,6 +34,24 @@ def words(text: str) -> list[str]:
     return WORD.findall(text.lower())
 
 
+class _Ids(dict[str, int]):
+    """A number for each word, kept for those that come again."""
+
+    def __missing__(self, word: str) -> int:
+        if len(self) >= KNOWN:
+            self.clear()
+        self[word] = found = crc32(word.encode("utf-8", "surrogatepass"))
+        return found
+
+
+_number = _Ids().__getitem__
+
+
+def numbered(words: Sequence[str]) -> Hashes:
+    """A 32-bit hash of each word."""
+    return np.fromiter(map(_number, words), np.uint64, len(words))
+
+
 def grams(words: Sequence[str], n: int, salt: int = 0) -> Hashes:
     """A 64-bit hash of each run of n words, shape (len(words) - n + 1,); of all of them if there are fewer.
 
@@ -41,19 +60,23 @@ def grams(words: Sequence[str], n: int, salt: int = 0) -> Hashes:
         n: words in a run.
         salt: runs with different salts differ.
     """
-    if not words:
-        return np.empty(0, dtype=np.uint64)
-    n = min(n, len(words))
-    ids = np.fromiter((crc32(word.encode("utf-8", "surrogatepass")) for word in words), np.uint64, len(words))
-    found = np.full(len(words) - n + 1, salt * 1_000_003 + n, dtype=np.uint64)
-    for place in range(n):
-        found = mixed(found ^ ids[place : place + len(found)])
-    return found
+    return runs(numbered(words), n, salt)
+
+
+def runs(numbers: Hashes, n: int, salt: int = 0) -> Hashes:
+    """The same for words that are numbered already."""
+    n = min(n, len(numbers))
+    if n == 0:
+        return numbers
+    found = numbers[: len(numbers) - n + 1] + np.uint64(salt)
+    for place in range(1, n):
+        found = found * PRIME + numbers[place : place + len(found)]
+    found = found * PRIME + np.uint64(n)
+    return found ^ (found >> np.uint64(32))
 
 
 def mixed(values: Hashes) -> Hashes:
-    """Each value spread over all 64 bits (splitmix64, Steele et al. 2014)."""
-    values = (values + PRIME).astype(np.uint64)
+    """Each value spread over all 64 bits (the steps of splitmix64, Steele et al. 2014)."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return values ^ (values >> np.uint64(31))
