@@ -122,6 +122,7 @@ def diagnose(checked: Checked, tokens: AsTokens | None = None) -> Diagnosis:
 
         unfit, notes = unfit_as_tokens(lines, chart.index.places, tokens.tokenizer, tokens.rendering, tokens.workers)
         errors += unfit
+    notes = [*lines.notes, *notes]
     findings = [*errors, *_warnings(chart, checked)]
     written = None
     if checked.write is not None:
