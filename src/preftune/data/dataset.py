@@ -211,7 +211,9 @@ def _divide(folder: Path, train: Lines, other: Lines | None, share: float, seed:
         raise PreftuneError(f"no usable row in the data: {train.drops('identical').summary()}")
     drops = [train.drops("unreadable"), train.drops("identical")]
     if doctor.identical == "error" and drops[1].total:
-        raise PreftuneError(f"{drops[1].summary()}: mend the data, or set data.doctor.identical=drop")
+        raise PreftuneError(
+            f"rows without a preference, {drops[1].summary()}: mend the data, or set data.doctor.identical=drop"
+        )
     chart = Chart(train)
     learnt, messages = decide(examine(chart, doctor), doctor, train.count)
     held = np.zeros(train.count, dtype=np.bool_)
@@ -226,7 +228,7 @@ def _divide(folder: Path, train: Lines, other: Lines | None, share: float, seed:
         messages += [f"held-out data: {shared.summary()}"] if shared.total else []
     aside = train if other is None else other
     if doctor.contamination != "ignore" and held.any():
-        found = overlap(chart, learnt, aside.records(held), "the held-out data")
+        found = overlap(chart, learnt, ((one.where, one.prompt) for one in aside.records(held)), "the held-out data")
         clean, said = decide([found] if found else [], doctor, train.count)
         learnt, messages = learnt & clean, messages + said
     _check_some_weigh(train.records(learnt))

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from preftune.data.doctor.checkup import Chart, overlap
+from preftune.data.doctor.contamination import prompts_of
 from preftune.data.lines import Lines, Reading
+from preftune.errors import PreftuneError
 
 WORDS = [f"{a}{b}" for a in "bcdfghklmnprst" for b in ("al", "en", "ir", "ot", "un", "ask", "est", "ost")]
 
@@ -20,7 +24,8 @@ def text(random: np.random.Generator, count: int = 30) -> str:
 def found(training: list[dict[str, Any]], evaluation: list[dict[str, Any]]) -> Any:
     chart = Chart(Lines(training, Reading()))
     mask = np.ones(len(training), dtype=np.bool_)
-    return overlap(chart, mask, Lines(evaluation, Reading()).records(), "the evaluation set")
+    prompts = ((one.where, one.prompt) for one in Lines(evaluation, Reading()).records())
+    return overlap(chart, mask, prompts, "the evaluation set")
 
 
 def row(prompt: str, chosen: str = " yes it is", rejected: str = " no") -> dict[str, Any]:
@@ -66,3 +71,30 @@ def test_short_prompts_are_found_as_a_whole_alone() -> None:
 
 def test_texts_without_words_match_nothing() -> None:
     assert found([row("?!"), row("...")], [row("?!")]) is None
+
+
+def test_a_system_prompt_says_nothing(prompts: list[str]) -> None:
+    def chat(prompt: str, system: str) -> dict[str, Any]:
+        turns = [{"role": "system", "content": system}, {"role": "user", "content": prompt}]
+        return {"prompt": turns, "chosen": [{"role": "assistant", "content": "yes"}], "rejected": "no"}
+
+    training = [chat(prompts[0], prompts[5]), chat(prompts[1], prompts[6])]
+    assert found(training, [chat(prompts[2], prompts[5])]) is None
+    assert found(training, [row(prompts[1])]).drop.tolist() == [1]
+
+
+@pytest.mark.parametrize("column", ["prompt", "question", "instruction", "problem", "input", "text"])
+def test_evaluation_sets_need_no_answers(column: str, tmp_path: Path) -> None:
+    path = tmp_path / "eval.jsonl"
+    path.write_text(json.dumps({column: "What is rain?", "choices": [1, 2]}))
+    assert [(where.row, prompt) for where, prompt in prompts_of(str(path))] == [(0, "What is rain?")]
+    path.write_text(json.dumps({"prompt": "q", "chosen": "a", "rejected": "b"}))
+    assert [prompt for _, prompt in prompts_of(str(path))] == ["q"]
+
+
+@pytest.mark.parametrize("row", [{"answer": "It is"}, {"question": None}, {"question": 3}])
+def test_evaluation_rows_without_a_prompt_are_named(row: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "eval.jsonl"
+    path.write_text(json.dumps(row))
+    with pytest.raises(PreftuneError, match=r"eval\.jsonl row 0: (prompt or )?question"):
+        [*prompts_of(str(path))]

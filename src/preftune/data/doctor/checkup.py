@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 
 from preftune.data.doctor import conflicts, duplicates, shortcuts
-from preftune.data.doctor.contamination import Prompts, contamination
+from preftune.data.doctor.contamination import Asked, Prompts, contamination
 from preftune.data.doctor.findings import LISTED, DoctorConfig, Finding, Numbers, rows
 from preftune.data.doctor.index import Index, index
 from preftune.data.lines import Lines, Mask
-from preftune.data.records import Record
 from preftune.errors import PreftuneError
 
 
@@ -81,7 +80,7 @@ def examine(chart: Chart, config: DoctorConfig) -> list[Finding]:
     return [finding for check in asked if (finding := check(chart)) is not None]
 
 
-def overlap(chart: Chart, mask: Mask, evaluation: Iterable[Record], name: str) -> Finding | None:
+def overlap(chart: Chart, mask: Mask, evaluation: Iterable[Asked], name: str) -> Finding | None:
     """Rows, those that `mask` marks, that hold prompts of evaluation data called `name`."""
     return contamination(chart.lines, chart.index, mask, Prompts(evaluation), name)
 

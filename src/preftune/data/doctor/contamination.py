@@ -7,38 +7,45 @@ without such runs of its own must be the row's prompt, word for word.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
+from preftune.data import sources
 from preftune.data.doctor.findings import LISTED, Finding, rows
 from preftune.data.doctor.index import Index, sides
-from preftune.data.doctor.words import Hashes, grams, plain, words
+from preftune.data.doctor.words import Hashes, asked, grams, plain, words
+from preftune.data.fields import Unfit, get, read_text_or_turns
+from preftune.data.layouts import recognise
 from preftune.data.lines import Lines, Mask
-from preftune.data.records import Record, Text, Where
+from preftune.data.records import Text, Where
+from preftune.errors import PreftuneError
 
 RUN = 8  # words
 MOST = 0.5
+ASKED = "prompt|question|instruction|problem|input|text"  # columns of evaluation sets that fit no layout
+
+Asked = tuple[Where, Text]
 
 
 class Prompts:
     """The prompts of evaluation data, as hashes of their runs of words.
 
     Args:
-        records: of the evaluation data.
+        prompts: of the evaluation data, with their places.
     """
 
-    def __init__(self, records: Iterable[Record]) -> None:
+    def __init__(self, prompts: Iterable[Asked]) -> None:
         self.where: list[Where] = []
         whole: dict[int, int] = {}  # hash of all words of a prompt -> its number
         found: list[Hashes] = []
-        for record in records:
-            said = words(plain(record.prompt))
+        for where, prompt in prompts:
+            said = words(asked(prompt))
             key = _whole(said)
             if key is None or key in whole:
                 continue
             whole[key] = len(self.where)
-            self.where.append(record.where)
+            self.where.append(where)
             found.append(np.unique(grams(said, RUN)) if len(said) >= RUN else np.empty(0, np.uint64))
         owner = np.repeat(np.arange(len(found)), [len(part) for part in found])
         runs, first, count = np.unique(
@@ -50,7 +57,7 @@ class Prompts:
 
     def held_by(self, prompt: Text, responses: Iterable[Text]) -> tuple[int, float] | None:
         """Number of the prompt that these texts hold the most of, and which share of its runs; None below half."""
-        said = words(plain(prompt))
+        said = words(asked(prompt))
         key = _whole(said)
         if key in self._whole:
             return self._whole[key], 1.0
@@ -88,6 +95,28 @@ def contamination(lines: Lines, index: Index, mask: Mask, evaluation: Prompts, n
         reason="holds the prompt of",
         outside=[evaluation.where[prompt] for _, prompt, _ in found],
     )
+
+
+def prompts_of(source: str) -> Iterator[Asked]:
+    """The prompts of an evaluation set, whose rows need no answers.
+
+    Raises:
+        PreftuneError: if it cannot be read, or a row has no prompt.
+    """
+    for where, row in sources.rows(source):
+        try:
+            yield where, recognise(row).read(row, where).prompt
+            continue
+        except Unfit:
+            pass
+        try:
+            prompt = read_text_or_turns(*get(row, ASKED))
+        except Unfit as unfit:
+            reason = str(unfit)
+        else:
+            yield where, prompt
+            continue
+        raise PreftuneError(f"{where}: {reason}")
 
 
 def _whole(said: list[str]) -> int | None:

@@ -11,6 +11,7 @@ import numpy as np
 
 from preftune.data.doctor.checkup import Chart, examine, overlap
 from preftune.data.doctor.cleaning import clean_rows
+from preftune.data.doctor.contamination import prompts_of
 from preftune.data.doctor.findings import LISTED, DoctorConfig, Finding, Listing
 from preftune.data.lines import Lines, Reading
 from preftune.errors import PreftuneError
@@ -139,8 +140,7 @@ def _warnings(chart: Chart, checked: Checked) -> list[Finding]:
         everything = np.ones(len(chart.index), dtype=np.bool_)
         for source, what in ((checked.held_out, "held-out data"), (checked.against, "evaluation set")):
             if source is not None:
-                prompts = Lines(source, Reading(bad_rows="drop")).records()
-                shared = overlap(chart, everything, prompts, f"the {what} {source}")
+                shared = overlap(chart, everything, prompts_of(source), f"the {what} {source}")
                 found += [shared] if shared is not None else []
     return found
 

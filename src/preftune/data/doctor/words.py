@@ -24,6 +24,11 @@ def plain(text: Text) -> str:
     return text if isinstance(text, str) else "\n".join(turn.content for turn in text)
 
 
+def asked(prompt: Text) -> str:
+    """What a prompt says but its system prompt, which many share."""
+    return prompt if isinstance(prompt, str) else "\n".join(t.content for t in prompt if t.role != "system")
+
+
 def answer(text: Text) -> str:
     """What the assistant says in a response."""
     return text if isinstance(text, str) else "\n".join(t.content for t in text if t.role == "assistant")
