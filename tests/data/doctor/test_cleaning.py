@@ -27,7 +27,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_bytes().splitlines()]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.lists(ROW, min_size=1, max_size=20), st.sampled_from([None, 5]))
 def test_every_row_is_in_one_of_the_two_files_as_it_was_and_what_is_kept_is_good(
     tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, Any]], limit: int | None
