@@ -191,19 +191,40 @@ def test_what_a_user_can_mend_is_one_sentence(
     assert sorted(path.name for path in Path().iterdir()) == before
 
 
+def test_broken_lines_are_named_and_passed_over(check: Callable[..., Checked], rows: list[Row], tmp_path: Path) -> None:
+    lines = [json.dumps(row).encode() for row in [*rows[:10], rows[4]]]
+    broken = [b'{"prompt": broken}', b'"text"', b"null", b'{"prompt": "\xff"}']
+    (tmp_path / "pairs.jsonl").write_bytes(b"\n".join([*lines[:6], *broken, *lines[6:]]))
+    found = check("pairs.jsonl", "--write", "clean.jsonl")
+    assert (found.code, found.rows("unreadable"), found.rows("duplicates")) == (2, [6, 7, 8, 9], [14])
+    reasons = [place["reason"] for place in found.finding("unreadable")["rows"]]
+    assert "line 7 is broken JSON" in reasons[0]
+    assert reasons[1:3] == [f"is {what}, expected an object with named fields" for what in ("text", "null")]
+    assert "line 10 is not UTF-8 (byte 0xff)" in reasons[3]
+    assert (found.said["rows"], found.said["kept"], found.said["dropped"]) == (15, 10, 5)
+    dropped = [json.loads(line) for line in Path("clean.dropped.jsonl").read_text().splitlines()]
+    assert [(one["row"], "content" in one) for one in dropped] == [
+        (6, False),
+        (7, False),
+        (8, False),
+        (9, False),
+        (14, True),
+    ]
+    Path("all.jsonl").write_text("{\n" * 3)
+    assert check("all.jsonl").rows("unreadable") == [0, 1, 2]
+
+
 def test_a_file_that_breaks_off_is_told_with_all_before_it(
     check: Callable[..., Checked], rows: list[Row], tmp_path: Path
 ) -> None:
-    text = "".join(json.dumps(row) + "\n" for row in [*rows[:10], rows[4]])
-    (tmp_path / "broken.jsonl").write_text(text + '{"prompt": broken}\n' + text)
+    text = "".join(json.dumps(row) + "\n" for row in rows[:10])
     (tmp_path / "cut.jsonl.gz").write_bytes(gzip.compress((text * 50).encode())[:-30])
-    found = check("broken.jsonl", "--write", "clean.jsonl")
-    assert (found.code, found.rows("unreadable"), found.rows("duplicates")) == (2, [11], [10])
-    reason = found.finding("unreadable")["rows"][0]["reason"]
-    assert "line 12 is broken JSON" in reason
-    assert reason.endswith("it was not read any further")
-    assert (found.said["kept"], found.said["dropped"]) == (10, 2)
-    assert "is cut off or is not gzip" in check("cut.jsonl.gz").finding("unreadable")["rows"][0]["reason"]
+    found = check("cut.jsonl.gz")
+    (place,) = found.finding("unreadable")["rows"]
+    assert "is cut off or is not gzip" in place["reason"]
+    assert place["reason"].endswith("it was not read any further")
+    assert found.said["records"]["Preference"] == place["row"]
+    assert len(found.rows("duplicates")) == place["row"] - 10
 
 
 def test_rows_of_which_none_can_be_read_are_all_named(check: Callable[..., Checked], tmp_path: Path) -> None:

@@ -118,8 +118,8 @@ class Lines:
         unreadable, identical = self._drops or (Drops(reading.bad_rows), Drops("drop"))
         found, source = _as_records(self.source)
         if found is None:
-            rows = sources.rows(source, split=reading.split)
-            found = records(until_broken(rows, unreadable) if self._drops else rows, reading.layout, unreadable)
+            rows = all_rows(source, reading, unreadable) if self._drops else sources.rows(source, split=reading.split)
+            found = records(rows, reading.layout, unreadable)
         names: dict[str, int] = {}
         digest, count = hashlib.sha256(), 0
         with (folder / FILE).open("wb") as file:
@@ -141,15 +141,16 @@ class Lines:
         }
 
 
-def until_broken(rows: Iterable[Row], drops: Drops) -> Iterator[Row]:
-    """Rows up to the place where their file cannot be read on (broken JSON, a cut archive), which is counted instead.
+def all_rows(source: str | Iterable[Any], reading: Reading, drops: Drops) -> Iterator[Row]:
+    """The rows of a source, all that can be had: broken ones are counted, and so is the place from which on nothing can
+    be read (in a cut archive, say).
 
     Raises:
         PreftuneError: if that is before the first row.
     """
     last = None
     try:
-        for row in rows:
+        for row in sources.rows(source, split=reading.split, broken=drops.add):
             last = row[0]
             yield row
     except PreftuneError as error:

@@ -12,9 +12,8 @@ from typing import IO, Any
 
 import numpy as np
 
-from preftune.data import sources
 from preftune.data.doctor.findings import DoctorConfig, Finding, Places
-from preftune.data.lines import Reading, until_broken
+from preftune.data.lines import Reading, all_rows
 from preftune.data.records import Drops, Row, Where, records, without_identical
 from preftune.errors import PreftuneError
 
@@ -137,7 +136,7 @@ def _write(
             yield where, row
 
     drops = _Rejected(reject)
-    rows = remembered(until_broken(sources.rows(source, split=reading.split), drops))
+    rows = remembered(all_rows(source, reading, drops))
     found = islice(records(rows, reading.layout, drops), reading.limit)
     number = -1
     for number, record in enumerate(without_identical(found, drops)):
