@@ -124,6 +124,7 @@ KEYS = {
             "templated",
         )
     },
+    "data.doctor.tokens": Case("error", "refused", ("data.rendering.max_length=24",)),
     "data.doctor.contamination": Case(
         "error", "refused", ("data.path={world}/sick.jsonl", "data.held_out_path={world}/held.jsonl")
     ),

@@ -190,7 +190,10 @@ def render(found: Records, tokenizer: Any, config: DataConfig) -> Examples:
     tokeniser = Tokeniser(tokenizer, config.rendering)
     sides = [found.train.side, *([found.held_out.side] if found.held_out else [])]
     one_source = sides[0].lines is sides[-1].lines
-    parts = [tokeniser.examples(group, config.workers) for group in ([sides] if one_source else [[s] for s in sides])]
+    parts = [
+        tokeniser.examples(group, config.workers, config.doctor.tokens)
+        for group in ([sides] if one_source else [[s] for s in sides])
+    ]
     examples: list[Sequence[Example]] = [side for part, _, _ in parts for side in part]
     _check_some_weigh(examples[0])
     renderer, notes = tokeniser.renderer, [note for side in sides for note in side.lines.notes]

@@ -28,6 +28,10 @@ class DoctorConfig(BaseModel):
     identical: Literal["error", "drop"] = Field(
         "drop", description="chosen equals rejected, or all responses of a ranking have one score: error, drop"
     )
+    tokens: Literal["error", "drop"] = Field(
+        "drop",
+        description="too long, empty or identical as tokens, or control tokens in the text: error, drop",
+    )
     duplicates: Policy = Field(
         "warn", description="rows that repeat another; drop keeps the first: error, drop, warn, ignore"
     )

@@ -23,9 +23,8 @@ if TYPE_CHECKING:
 
 # What `preftune validate` looks for, unless told otherwise: everything; "drop" is for --write.
 THOROUGH: dict[str, str] = {
-    **dict.fromkeys(
-        ("identical", "duplicates", "near_duplicates", "contradictions", "cycles", "contamination"), "drop"
-    ),
+    **dict.fromkeys(("identical", "tokens", "duplicates", "near_duplicates", "contradictions", "cycles"), "drop"),
+    "contamination": "drop",
     **dict.fromkeys(("confidence", "templated", "length_bias", "markers", "formats", "language"), "warn"),
 }
 
