@@ -70,3 +70,17 @@ def test_records_are_named_with_what_is_wrong_with_them() -> None:
         "longer than max_length=80 tokens)"
     )
     assert notes == []
+
+
+def test_text_that_the_tokenizer_does_not_know_is_told() -> None:
+    foreign = [{"prompt": f"Frage {i}", "chosen": " Ja, das stimmt.", "rejected": " Nein."} for i in range(9)]
+    for given, names in ((rows(9), []), (foreign, ["unknown_tokens"]), (rows(200) + foreign[:1], [])):
+        lines = Lines(given, Reading())
+        findings, _ = unfit_as_tokens(lines, Chart(lines).index.places, base_tokenizer(), RenderingConfig())
+        assert [finding.name for finding in findings] == names
+    lines = Lines(foreign, Reading())  # 6 of 11 tokens in each row: the prompt's two, three words, one word
+    ((finding,), _) = unfit_as_tokens(lines, Chart(lines).index.places, base_tokenizer(), RenderingConfig())
+    assert (finding.level, finding.text) == (
+        "warning",
+        "55% of the tokens are <|unknown|>: the tokenizer does not know such text",
+    )

@@ -7,6 +7,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from preftune.data.doctor.findings import LISTED, Finding, Places, rows
 from preftune.data.lines import Lines
@@ -15,6 +16,7 @@ from preftune.data.rendering import RenderingConfig
 from preftune.data.tokenising import Tokeniser
 
 if TYPE_CHECKING:
+    from pyarrow import RecordBatch  # type: ignore[import-untyped]
     from transformers import PreTrainedTokenizerBase
 
 # Name, what rendering says of such a record, and what it is. The last one takes all that is left.
@@ -34,6 +36,9 @@ KINDS = (
 )
 
 
+MOST_UNKNOWN = 0.01  # of the tokens
+
+
 def kind_of(reason: str) -> int:
     """Which of KINDS a reason of rendering belongs to."""
     return next(number for number, (_, pattern, _) in enumerate(KINDS) if re.search(pattern, reason))
@@ -46,7 +51,7 @@ def unfit_as_tokens(
     config: RenderingConfig,
     workers: int | None = None,
 ) -> tuple[list[Finding], list[str]]:
-    """Errors of records that cannot be trained on with this tokenizer, and what to know of it.
+    """What cannot be trained on with this tokenizer or only badly, and what to know of it.
 
     Raises:
         PreftuneError: if the tokenizer or its chat template cannot be used at all.
@@ -54,7 +59,7 @@ def unfit_as_tokens(
     tokeniser = Tokeniser(tokenizer, config)
     found: list[list[int]] = [[] for _ in KINDS]
     listed: list[list[tuple[Where, Where | None, str]]] = [[] for _ in KINDS]
-    number = 0
+    number, unknown, total = 0, 0, 0
     with closing(tokeniser.rendered(lines, np.ones(lines.count, dtype=np.bool_), workers)) as chunks:
         for chunk in chunks:
             reasons: list[str | None] = chunk.batch.column("left_out").to_pylist()
@@ -66,6 +71,8 @@ def unfit_as_tokens(
                     if len(listed[kind]) < LISTED:
                         listed[kind].append((places[number + place], None, why))
             number += len(reasons)
+            ids = _ids(chunk.batch)
+            unknown, total = unknown + int((ids == tokenizer.unk_token_id).sum()), total + len(ids)
     findings = [
         Finding(
             name, "error", rows(len(records), f"are {text}", does), len(records), shown, np.array(records), reason=does
@@ -73,4 +80,13 @@ def unfit_as_tokens(
         for (name, _, text), records, shown in zip(KINDS, found, listed, strict=True)
         if records and (does := f"is {text}")
     ]
+    if tokenizer.unk_token_id is not None and unknown > MOST_UNKNOWN * total:
+        text = f"{unknown / total:.0%} of the tokens are {tokenizer.unk_token}: the tokenizer does not know such text"
+        findings.append(Finding("unknown_tokens", "warning", text))
     return findings, [*tokeniser.notes, *tokeniser.renderer.notes]
+
+
+def _ids(batch: RecordBatch) -> NDArray[np.int32]:
+    """All token ids of a piece, in any order."""
+    parts = (batch.column("prompt").values, batch.column("responses").values.field("ids").values)
+    return np.concatenate([part.to_numpy() for part in parts])
