@@ -368,3 +368,18 @@ def test_any_bytes_give_rows_or_one_sentence(
         assert found
         assert all(isinstance(row, dict) for _, row in found)
     assert message.count("\n") == 0
+
+
+def test_broken_rows_are_told_and_passed_over_on_request(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b'{"a": 1}\n{"a": \n3\n\n{"a": 2}\n')
+    told: list[tuple[int, str]] = []
+    found = [*sources.rows(str(path), broken=lambda where, reason: told.append((where.row, reason)))]
+    assert [(where.row, row) for where, row in found] == [(0, {"a": 1}), (3, {"a": 2})]
+    assert [row for row, _ in told] == [1, 2]
+    assert "line 2 is broken JSON" in told[0][1]
+    assert told[1][1] == "is int, expected an object with named fields"
+    with pytest.raises(PreftuneError, match=r"rows\.jsonl line 2 is broken JSON"):
+        [*sources.rows(str(path))]
+    given = [*sources.rows([{"a": 1}, "no", {"a": 2}], broken=lambda where, reason: None)]  # type: ignore[list-item]
+    assert [where.row for where, _ in given] == [0, 2]

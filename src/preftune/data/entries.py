@@ -112,7 +112,7 @@ def hash_file(path: Path) -> str:
 def _code() -> str:
     """Hash of the code of this room, and of the libraries that it renders with: other code may read data otherwise."""
     digest = hashlib.sha256()
-    for file in sorted(Path(__file__).parent.glob("*.py")):
+    for file in sorted(Path(__file__).parent.rglob("*.py")):
         digest.update(file.read_bytes())
     for package in ("preftune", "transformers", "tokenizers", "jinja2"):
         digest.update(f"{package} {version(package)}\n".encode())

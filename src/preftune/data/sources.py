@@ -18,6 +18,7 @@ from preftune.data.records import ROW, Where
 from preftune.errors import PreftuneError
 
 Row = tuple[Where, dict[str, Any]]
+Told = Callable[[Where, str], None]
 Source = str | Path | Iterable[Mapping[str, Any]] | Mapping[str, Iterable[Mapping[str, Any]]]
 
 HUB_ID = re.compile(r"(?P<name>[\w-][\w.-]*/[\w-][\w.-]*)(:(?P<config>[\w.-]+))?")
@@ -27,7 +28,13 @@ LISTS = ("data", "train", "rows", "examples", "records")  # keys under which a f
 ABOUT = ("dataset_dict.json", "dataset_info.json", "dataset_infos.json", "state.json")  # they describe data
 
 
-def rows(source: Source, *, split: str | None = None) -> Iterator[Row]:
+class Broken(str):
+    """In place of a row: what is wrong with the text that should hold it."""
+
+    __slots__ = ()
+
+
+def rows(source: Source, *, split: str | None = None, broken: Told | None = None) -> Iterator[Row]:
     """Rows of a data source, streamed where its format allows.
 
     Args:
@@ -41,6 +48,8 @@ def rows(source: Source, *, split: str | None = None) -> Iterator[Row]:
         split: which split of a hub data set or of a mapping, or of a folder (files or folders whose name begins with
             it: train.jsonl, train-00000-of-00002.parquet). If None: all of a folder; elsewhere "train", or the only
             one.
+        broken: told of rows that are no objects and of lines that are no JSON, which are left out then; if None, the
+            first one is an error.
 
     Raises:
         PreftuneError: at once, if the source does not exist, its kind is unknown or it has no such split; while
@@ -48,10 +57,10 @@ def rows(source: Source, *, split: str | None = None) -> Iterator[Row]:
     """
     if isinstance(source, str | Path):
         try:
-            return _at_least_one(_named(source, split), str(source))
+            return _at_least_one(_named(source, split, broken), str(source))
         except (OSError, RuntimeError) as error:  # a name that is too long, no right to look, no such home
             raise PreftuneError(f"cannot read {str(source)[:80]} ({_reason(error)}): check the path") from None
-    return _at_least_one(_given(source, split), GIVEN)
+    return _at_least_one(_given(source, split, broken), GIVEN)
 
 
 def files(source: str, split: str | None = None) -> list[Path] | None:
@@ -78,7 +87,7 @@ def _at_least_one(found: Iterator[Row], name: str) -> Iterator[Row]:
         raise PreftuneError(f"0 rows in {name}, expected at least one example")
 
 
-def _named(source: str | Path, split: str | None) -> Iterator[Row]:
+def _named(source: str | Path, split: str | None, broken: Told | None) -> Iterator[Row]:
     if not str(source).strip():
         raise PreftuneError("the path of the data is empty, expected a file, a folder, a hub id or sandbox")
     path = Path(source).expanduser()
@@ -86,10 +95,10 @@ def _named(source: str | Path, split: str | None) -> Iterator[Row]:
         _no_splits(split, "sandbox")
         return _sandbox()
     if path.is_dir():
-        return _folder(path, split)
+        return _folder(path, split, broken)
     if path.exists():
         _no_splits(split, str(path))
-        return _file(path, _reader(path))
+        return _file(path, _reader(path), broken)
     hub = HUB_ID.fullmatch(source) if isinstance(source, str) else None
     if hub and _format(path) is None and not path.parent.exists():
         return _hub(hub["name"], hub["config"], split)
@@ -132,7 +141,7 @@ def _choose(splits: Iterable[str], split: str | None, name: str) -> str:
 # --- Python objects, built-in and hub ---------------------------------------------------------------------------------
 
 
-def _given(source: Any, split: str | None) -> Iterator[Row]:
+def _given(source: Any, split: str | None, broken: Told | None) -> Iterator[Row]:
     if isinstance(source, Mapping):
         splits = [str(name) for name, value in source.items() if _is_iterable(value)]
         if len(splits) < len(source):
@@ -144,7 +153,7 @@ def _given(source: Any, split: str | None) -> Iterator[Row]:
         _no_splits(split, GIVEN)
     if not _is_iterable(source):
         raise PreftuneError(f"{GIVEN} is of type {type(source).__name__}, expected a path or an iterable of mappings")
-    return _rows_of(_frame_rows(source) if _is_frame(source) else source, GIVEN)
+    return _rows_of(_frame_rows(source) if _is_frame(source) else source, GIVEN, broken)
 
 
 def _is_iterable(value: Any) -> bool:
@@ -177,16 +186,20 @@ def _as_list(value: Any) -> Any:
     return [_as_list(each) for each in value] if isinstance(value, list) else value
 
 
-def _rows_of(values: Iterable[Any], name: str) -> Iterator[Row]:
+def _rows_of(values: Iterable[Any], name: str, broken: Told | None = None) -> Iterator[Row]:
     for index, value in enumerate(values):
         where = Where(name, index)
-        if not isinstance(value, Mapping):
-            kind = {str: "text", list: "a list", type(None): "null"}.get(type(value), type(value).__name__)
-            raise PreftuneError(f"{where} is {kind}, expected an object with named fields")
-        row = dict(value)
-        if type(row.get(ROW)) is int and row[ROW] >= 0:
-            where = Where(name, row.pop(ROW))
-        yield where, row
+        if isinstance(value, Mapping):
+            row = dict(value)
+            if type(row.get(ROW)) is int and row[ROW] >= 0:
+                where = Where(name, row.pop(ROW))
+            yield where, row
+            continue
+        kind = {str: "text", list: "a list", type(None): "null"}.get(type(value), type(value).__name__)
+        what = "" if isinstance(value, Broken) else f"is {kind}, expected an object with named fields"
+        if broken is None:
+            raise PreftuneError(f"{where} {what}" if what else value)
+        broken(where, what or value)
 
 
 def _sandbox() -> Iterator[Row]:
@@ -212,10 +225,10 @@ def _hub(name: str, config: str | None, split: str | None) -> Iterator[Row]:
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
-def _folder(path: Path, split: str | None) -> Iterator[Row]:
+def _folder(path: Path, split: str | None, broken: Told | None) -> Iterator[Row]:
     if _is_saved(path):
         return _saved(path, split)
-    return (row for file in _folder_files(path, split) for row in _file(file, _reader(file)))
+    return (row for file in _folder_files(path, split) for row in _file(file, _reader(file), broken))
 
 
 def _is_saved(path: Path) -> bool:
@@ -255,9 +268,9 @@ def _saved(path: Path, split: str | None) -> Iterator[Row]:
     return _rows_of(loaded, str(path))
 
 
-def _file(path: Path, read: Callable[[Path], Iterator[Any]]) -> Iterator[Row]:
+def _file(path: Path, read: Callable[[Path], Iterator[Any]], broken: Told | None) -> Iterator[Row]:
     try:
-        yield from _rows_of(read(path), str(path))
+        yield from _rows_of(read(path), str(path), broken)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise PreftuneError(f"{path} is cut off or is not gzip ({_reason(error)}): copy it again") from None
     except OSError as error:
@@ -278,7 +291,7 @@ def _json_lines(path: Path) -> Iterator[Any]:
             return
         for number, line in enumerate(file, 1):
             if line.strip(BLANK):
-                yield _parse(path, line.rstrip(b"\r\n"), number)
+                yield _parsed(path, line.rstrip(b"\r\n"), number)
 
 
 def _json_rows(path: Path) -> Iterator[Any]:
@@ -310,6 +323,14 @@ def _unwrapped(path: Path, whole: Mapping[str, Any]) -> Iterable[Any]:
             f"of objects under one of {', '.join(LISTS)}, or columns of one length"
         )
     return [dict(zip(whole, cells, strict=True)) for cells in zip(*columns, strict=True)]
+
+
+def _parsed(path: Path, data: bytes, line: int) -> Any:
+    """The same for a file of many values, of which the others can still be read."""
+    try:
+        return _parse(path, data, line)
+    except PreftuneError as error:
+        return Broken(error)
 
 
 def _parse(path: Path, data: bytes, line: int) -> Any:

@@ -112,6 +112,20 @@ def load(config: ModelConfig, seed: int, texts: Callable[[], Iterable[str]], rew
     return Loaded(adapt(lm, config, seed), tokenizer)
 
 
+def read_only_tokenizer(config: ModelConfig) -> tuple[PreTrainedTokenizerBase, int | None]:
+    """A model's tokenizer, and the most tokens that the model reads (None: no end), without its weights.
+
+    Raises:
+        PreftuneError: if there is no such model or tokenizer, or if it is to be made from nothing.
+    """
+    if config.path.startswith(SCRATCH):
+        raise PreftuneError(f"model {config.path} has no tokenizer before it is trained: name a folder or a hub id")
+    path = str(built_in_folder()) if config.path == BUILT_IN else config.path
+    tokenizer = _tokenizer(config, path)
+    alone = Path(path).is_dir() and not (Path(path) / "config.json").is_file()  # a tokenizer without a model
+    return tokenizer, None if alone else positions_of(_settings(config, path))
+
+
 def check_path(config: ModelConfig) -> None:
     """Refuse a model that cannot be loaded, as far as that shows without loading it.
 
@@ -205,8 +219,11 @@ def check_keys(config: ModelConfig, loaded: bool) -> None:
 def positions(lm: nn.Module) -> int | None:
     """Most tokens that a model with a table of positions can read; None if its positions have no such end."""
     config = getattr(base_model(lm), "config", None)
-    if not isinstance(config, PreTrainedConfig):
-        return None
+    return positions_of(config) if isinstance(config, PreTrainedConfig) else None
+
+
+def positions_of(config: PreTrainedConfig) -> int | None:
+    """The same, told by the model's config alone."""
     text: Any = config.get_text_config()
     return None if getattr(text, "rope_parameters", None) else getattr(text, "max_position_embeddings", None)
 
