@@ -14,6 +14,7 @@ from preftune.objectives import registry
 from preftune.policy import loading
 from preftune.training.optim import check_optimizer
 from preftune.training.run_folder import RunFolder
+from preftune.yaml_text import short
 
 
 def check(
@@ -48,8 +49,14 @@ def check(
             raise PreftuneError(
                 f"output.trackers names {name}, which is not installed; installed: {', '.join(available) or 'none'}"
             )
-    RunFolder.check(output, config.output.overwrite)
-    _check_inputs(config, output, file)
+    try:
+        RunFolder.check(output, config.output.overwrite)
+        _check_inputs(config, output, file)
+    except (OSError, RuntimeError) as error:  # a name that is too long, a link to itself, no right to look
+        reason = getattr(error, "strerror", None) or str(error).partition(" from ")[0]
+        raise PreftuneError(
+            f"output.path {short(str(output))} cannot be used ({reason}): name another folder"
+        ) from None
 
 
 def _check_inputs(config: RunConfig, output: Path, file: Path | None) -> None:

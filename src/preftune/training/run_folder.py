@@ -6,7 +6,6 @@ import json
 import math
 import os
 import platform
-import shlex
 import shutil
 import sys
 import tempfile
@@ -18,7 +17,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from preftune.api_keys import command_line
 from preftune.errors import PreftuneError
+from preftune.full_disk import cleanly
 
 FILES = {"config.yaml", "manifest.json", "metrics.jsonl", "samples.jsonl", "summary.json", "report.html"}
 
@@ -110,7 +111,7 @@ class RunFolder:
         packages = ("preftune", "torch", "transformers", "peft", "accelerate", "tokenizers")
         manifest = {
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
-            "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]) if sys.argv[0] else "python",
+            "command": command_line([Path(sys.argv[0]).name, *sys.argv[1:]]) if sys.argv[0] else "python",
             "python": platform.python_version(),
             "platform": platform.platform(),
             "versions": {name: version(name) for name in packages},
@@ -140,12 +141,20 @@ class RunFolder:
         source.rename(target)
         shutil.rmtree(old, ignore_errors=True)
 
+    @cleanly
     def _append(self, name: str, lines: Iterable[Mapping[str, Any]]) -> None:
-        with (self.path / name).open("a", encoding="utf-8") as file:
-            file.writelines(to_json(line) + "\n" for line in lines)
-            file.flush()
-            os.fsync(file.fileno())
+        text = "".join(to_json(line) + "\n" for line in lines).encode()
+        with (self.path / name).open("ab", buffering=0) as file:
+            before = file.seek(0, os.SEEK_END)
+            try:
+                while text:
+                    text = text[file.write(text) :]
+                os.fsync(file.fileno())
+            except OSError:  # no half a line stays on a full disk
+                file.truncate(before)
+                raise
 
+    @cleanly
     def _write(self, name: str, text: str) -> None:
         temporary = self.path / f".{name}.tmp"
         temporary.write_text(text + ("" if text.endswith("\n") else "\n"), encoding="utf-8")

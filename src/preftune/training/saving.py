@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from preftune.full_disk import cleanly
 from preftune.policy.policy import base_model
 from preftune.quiet import without_progress_bars
 from preftune.training.run_folder import RunFolder
@@ -46,6 +47,7 @@ ROWS = (
 )
 
 
+@cleanly
 def save(
     folder: RunFolder,
     name: str,
