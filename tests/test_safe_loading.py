@@ -80,7 +80,7 @@ def test_code_that_comes_with_a_model_runs_only_if_asked_for(tmp_path: Path, mod
     assert "trust_remote_code: true" in (folder / "r" / "config.yaml").read_text()
 
 
-# --- secrets: put together here, so that no scanner takes them for real ones -------------------------------------------
+# --- secrets: put together here, so that no scanner takes them for real ones ------------------------------------------
 
 SECRETS = {
     "Hugging Face": "hf_" + "aB3" * 11,

@@ -152,10 +152,11 @@ VALUES = st.one_of(
     TEXTS,
     SCALARS,
     st.lists(st.one_of(TURN, TEXTS, NUMBERS), max_size=3),
-    st.recursive(
-        SCALARS, lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(TEXTS, inner, max_size=2))
+    st.sampled_from(
+        [{}, [], [[]], [{}], [None], {"a": {"b": [1]}}, [[1], "a"], [["a", "b"]], {"role": []}, TURNS, TURNS[:1]]
     ),
 )
+GOOD = st.sampled_from(["text", TURNS, TURNS[:1], TURNS[1:], [1, 2], ["a", "b"], True])
 ODD = st.dictionaries(st.one_of(st.sampled_from([*KEYS, *EXTRA]), TEXTS), VALUES, max_size=6)
 
 
@@ -166,8 +167,9 @@ def nearly_good(draw: st.DrawFn) -> dict[str, Any]:
     row: dict[str, Any] = {}
     for key in layout.keys:
         name = draw(st.sampled_from(key.split("|")))
-        row[name] = draw(st.one_of(st.just("text"), st.just(TURNS), st.just(TURNS[:1]), st.just([1, 2]), VALUES))
-    row |= draw(st.dictionaries(st.sampled_from(EXTRA), st.one_of(NUMBERS, SCALARS), max_size=2))
+        row[name] = draw(st.one_of(GOOD, VALUES))
+    if draw(st.booleans()):
+        row[draw(st.sampled_from(EXTRA))] = draw(SCALARS)
     return row
 
 
