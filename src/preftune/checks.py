@@ -49,9 +49,19 @@ def check(
             raise PreftuneError(
                 f"output.trackers names {name}, which is not installed; installed: {', '.join(available) or 'none'}"
             )
+    check_output(output, config.output.overwrite)
+    _check_inputs(config, output, file)
+
+
+def check_output(output: Path, overwrite: bool) -> None:
+    """Refuse a run folder that cannot be made or must not be replaced, without touching anything.
+
+    Raises:
+        PreftuneError: says why.
+    """
     try:
-        RunFolder.check(output, config.output.overwrite)
-        _check_inputs(config, output, file)
+        RunFolder.check(output, overwrite)
+        output.resolve()
     except (OSError, RuntimeError) as error:  # a name that is too long, a link to itself, no right to look
         reason = getattr(error, "strerror", None) or str(error).partition(" from ")[0]
         raise PreftuneError(

@@ -85,6 +85,8 @@ def init(
     try:
         path.write_text(yaml_tree.commented(RunConfig), encoding="utf-8")
     except OSError as error:
+        if path.is_file():  # as much of it as there was room for
+            path.unlink()
         raise PreftuneError(f"cannot write {path} ({error.strerror}): name a file in a folder that exists") from None
     typer.echo(f"wrote {path}: set model.path and data.path, then run: preftune train {path}")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bad_input.case import BadInput, both, file, good_rows, lines, pairs, run
+from bad_input.case import BadInput, both, file, good_rows, lines, nothing, pairs, run
 
 TRAIN = "preftune train -m sandbox -d d.jsonl"
 QUICK = "-q train.max_steps=1 evaluate.samples=0"
@@ -131,4 +131,12 @@ DISKS = (
     ),
     BadInput("a config is there already", file("c.yaml", "mine"), "preftune init c.yaml", ("c.yaml exists already",)),
     BadInput("a report of no run", lambda d: (d / "r").mkdir(), "preftune report r", ("r is no run folder",)),
+    BadInput("a config into no folder", nothing, "preftune init no/such/c.yaml", ("cannot write no/such/c.yaml",)),
+    BadInput(
+        "a full disk as a config is written", nothing, "preftune init c.yaml", ("cannot write c.yaml",), largest=9
+    ),
+    BadInput("a full disk as a report is written", finished_run, "preftune report r", ("r/report.html",), largest=999),
+    BadInput("a study into a file", file("f", ""), "preftune study ipo-bandits --quick -o f", ("f",)),
+    BadInput("a demo into a file", file("f", ""), "preftune demo -o f -q", ("output.path f exists",)),
+    BadInput("a demo below a file", file("f", ""), "preftune demo -o f/r -q", ("cannot write to output.path f/r",)),
 )

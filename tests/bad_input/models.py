@@ -104,6 +104,18 @@ MODELS = (
     BadInput("a config.json that is a list", model(write("config.json", "[]")), TRAIN, ("names no model_type",)),
     BadInput("an unknown architecture", model(settings("config.json", model_type="qwen99")), TRAIN, ("'qwen99'",)),
     BadInput("an encoder", model(settings("config.json", model_type="t5", architectures=["T5Model"])), TRAIN, ("m",)),
+    BadInput(
+        "a config.json that contradicts itself",
+        model(settings("config.json", num_hidden_layers=3)),
+        TRAIN,
+        ("`num_hidden_layers` (3) must be equal to the number of `layer_types` (2)",),
+    ),
+    BadInput(
+        "text for a number in config.json",
+        model(settings("config.json", num_attention_heads="four")),
+        TRAIN,
+        ("cannot load model m: ", "'num_attention_heads'", "got str (value: 'four')"),
+    ),
     BadInput("no weights", model(remove("model.safetensors")), TRAIN, ("m has no weights",)),
     BadInput(
         "pickled weights (which could run code)",

@@ -23,7 +23,7 @@ BUDGET = {  # cases in CI
     "gz, its bytes": 800,
     "gz, what it packs": 500,
     "pieces of files": 1000,
-    "rows": 1000,
+    "rows": 500,
     "configs": 400,
     "pieces of configs": 800,
     "overrides": 800,
