@@ -126,18 +126,16 @@ def value(text: str, override: str) -> Any:
     """
     text = text.strip()
     structured = text.startswith(('"', "'", "[", "{"))
-    loader: Any = _Loader(text if structured else "")
     try:
         if structured:
-            return loader.get_single_data()
+            return yaml.load(text, _Loader)
+        loader: Any = _Loader("")
         tag = loader.resolve(yaml.ScalarNode, text, (True, False))
         return loader.construct_object(yaml.ScalarNode(tag, text)) if tag in _CONSTRUCTED else text
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise PreftuneError(
             f"the value of the override {short(override)!r} is not valid YAML: {_problem(error)}; put text in quotes"
         ) from None
-    finally:
-        loader.dispose()
 
 
 def found(value: Any) -> str:
@@ -163,9 +161,9 @@ def is_text(value: str) -> bool:
     return not re.search("[\0\ud800-\udfff]", value)
 
 
-def short(text: str) -> str:
+def short(text: str, most: int = LONGEST) -> str:
     """The beginning of a text, for messages."""
-    return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."
+    return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 def dump(model: BaseModel) -> str:
@@ -248,7 +246,8 @@ def _size(node: yaml.Node, known: dict[yaml.Node, int]) -> int:
 def _problem(error: Exception) -> str:
     if isinstance(error, ValueError):  # of a number, which Python refuses to read at thousands of digits
         return "a number has too many digits"
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
     mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
-    if problem is None:
-        return "it is nested too deeply" if isinstance(error, RecursionError) else " ".join(str(error).split())
-    return problem if mark is None else f"{problem} (line {mark.line + 1}, column {mark.column + 1})"
+    said = short(problem or " ".join(str(error).split()), 2 * LONGEST)
+    return said if mark is None else f"{said} (line {mark.line + 1}, column {mark.column + 1})"
