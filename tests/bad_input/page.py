@@ -35,7 +35,8 @@ def _table(cases: tuple[BadInput, ...], outcome: Callable[[BadInput], Said]) -> 
 
 
 def _command(case: BadInput) -> str:
-    command = case.command.replace("|", "\\|")
+    printed = (each if each.isprintable() else ascii(each)[1:-1] for each in case.command)
+    command = "".join(printed).replace("|", "\\|")
     return command if len(command) <= WIDEST else f"{command[: WIDEST - 3]}..."
 
 

@@ -72,7 +72,9 @@ def by_name(name: str) -> Layout:
             return layout
     close = difflib.get_close_matches(name, [layout.name for layout in LAYOUTS], 1)
     hint = f" (did you mean {close[0]}?)" if close else ""
-    raise PreftuneError(f"there is no layout {name!r}{hint}; known layouts: {_listing()}")
+    raise PreftuneError(
+        f"there is no layout {name!r}{hint}; known layouts: {', '.join(layout.name for layout in LAYOUTS)}"
+    )
 
 
 def recognise(row: Fields) -> Layout:
@@ -99,10 +101,6 @@ def _near(layouts: Sequence[Layout]) -> str:
     """The first few with their columns, and the names of the others."""
     others = ", ".join(layout.name for layout in layouts[NEAR:])
     return ", ".join(map(str, layouts[:NEAR])) + (f", or of {others}" if others else "")
-
-
-def _listing() -> str:
-    return ", ".join(map(str, LAYOUTS))
 
 
 # --- pairs ------------------------------------------------------------------------------------------------------------
