@@ -130,7 +130,7 @@ def test_ordinary_texts_are_no_secrets(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["batch.tokens", "evaluate.max_new_tokens", "model.tokenizer", "eos_token_id", "bypass"]
+    "name", ["batch.tokens", "evaluate.max_new_tokens", "model.tokenizer", "eos_token", "pad-token", "bypass"]
 )
 def test_ordinary_keys_are_no_secrets(name: str) -> None:
     assert not is_secret("abc", name)

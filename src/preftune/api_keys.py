@@ -20,9 +20,14 @@ _KEY = re.compile(
     | -----BEGIN[ A-Z]*PRIVATE\ KEY-----.*""",
     re.VERBOSE | re.DOTALL,
 )
-# Names of what is secret, at the end of an option or key: --token, OPENAI_API_KEY; not batch.tokens or eos_token_id.
+# Names of what is secret, at the end of an option or key: --token, OPENAI_API_KEY; not batch.tokens or eos_token.
 _NAME = re.compile(
-    r"(?:^|[-_.])(?:api[-_]?key|access[-_]?key|(?:auth|access|hf|api)[-_]?token|token|secret|password|passwd)$", re.I
+    r"""(?:^|[-_.])(?:
+        (?:api|access|secret|private)[-_]?key | secret | password | passwd
+        | (?:auth|access|api|bearer|github|hf|hub|refresh|session|wandb)[-_]?token
+    )$
+    | (?:^-*|\.)token$""",
+    re.VERBOSE | re.IGNORECASE,
 )
 HIDDEN = "***"
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from itertools import chain
 from pathlib import Path
 
@@ -63,7 +65,7 @@ def check_output(output: Path, overwrite: bool) -> None:
         RunFolder.check(output, overwrite)
         output.resolve()
     except (OSError, RuntimeError) as error:  # a name that is too long, a link to itself, no right to look
-        reason = getattr(error, "strerror", None) or str(error).partition(" from ")[0]
+        reason = error.strerror if isinstance(error, OSError) else os.strerror(errno.ELOOP)
         raise PreftuneError(
             f"output.path {short(str(output))} cannot be used ({reason}): name another folder"
         ) from None

@@ -64,9 +64,9 @@ class Said:
 
     @property
     def shown(self) -> str:
-        """What the table shows; figures that differ between processors are left out."""
+        """What the table shows; figures and hashes that differ between machines are left out."""
         said = " / ".join(self.err.splitlines()).replace(str(cache_folder("")), "~/.cache/preftune")
-        return re.sub(r"-?\d+\.\d{2,}", "...", said).removeprefix("error: ")
+        return re.sub(r"-?\d+\.\d{2,}|[0-9a-f]{32}", "...", said).removeprefix("error: ")
 
 
 def carry_out(case: BadInput, folder: Path) -> Said:

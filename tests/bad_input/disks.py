@@ -101,6 +101,13 @@ DISKS = (
         largest=500,
     ),
     BadInput(
+        "a full disk as the reference's log-probs are stored",
+        another_run,
+        f"{TRAIN} -o r {QUICK} data.held_out=0.0 reference.kind=stored",
+        ("cannot keep the reference's log-probs in", "File too large", "reference.folder"),
+        largest=300,
+    ),
+    BadInput(
         "a full disk as metrics are written",
         another_run,
         f"{TRAIN} -o r -q train.max_steps=40 train.log_every=1 evaluate.samples=0 data.held_out=0.0",
