@@ -19,6 +19,7 @@ from preftune.data import dataset
 from preftune.data.baselines import with_baselines
 from preftune.data.writing import write_records
 from preftune.errors import PreftuneError
+from preftune.full_disk import check_room
 from preftune.objectives import registry
 from preftune.policy import loading
 from preftune.policy.given import check_given
@@ -140,6 +141,7 @@ def run(
     with _own_attention(loaded.lm):
         folder = RunFolder.create(output, config.output.overwrite)
         try:
+            check_room(folder.path, loaded.lm, 1 if config.output.save_every is None else config.output.keep + 2)
             fitting = _answers_that_fit(config, loaded.lm, examples)
             trainer = Trainer(loaded.lm, loaded.tokenizer, examples, terms, fitting, folder, probe, show)
             folder.write_config(yaml_tree.dump(_resolved(config, terms, folder, records, source, held_out)))

@@ -1,4 +1,4 @@
-"""A disk that is full, as an error that says what could not be written and what to do."""
+"""A disk that is full: seen before training where it can be, else an error that says what could not be written."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
 from safetensors import SafetensorError
+from torch import nn
 
 from preftune.errors import PreftuneError
 
@@ -51,6 +52,27 @@ def cannot_write(path: Path, error: Exception) -> PreftuneError:
         f"cannot write {path} ({_reason(error)}): make room there, or name another folder; what was written before is "
         "as it was"
     )
+
+
+def check_room(folder: Path, lm: nn.Module, copies: int) -> None:
+    """Refuse a run whose models will not fit on the disk: before it trains, not after.
+
+    Args:
+        folder: of the run.
+        lm: the model; of one with adapters, they alone are saved.
+        copies: models that the disk must hold at once.
+
+    Raises:
+        PreftuneError: says how much room there is, and how much is needed.
+    """
+    adapted = hasattr(lm, "peft_config")
+    needed = copies * sum(each.nbytes for each in lm.parameters() if each.requires_grad or not adapted)
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise PreftuneError(
+            f"{folder} has room for {free / 1e6:,.1f} MB, but saving the model takes {needed / 1e6:,.1f} MB "
+            f"({copies} at once): make room, name a folder on another disk, or set output.keep lower"
+        )
 
 
 def remove(path: Path) -> None:

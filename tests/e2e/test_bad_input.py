@@ -12,14 +12,18 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 import pytest
 from bad_input import ALL, BadInput, Said, carry_out, page, snapshot
-from bad_input.case import pairs, run
+from bad_input.case import good_rows, pairs, run
 from bad_input.models import TRAP
 
+from preftune import train
 from preftune.cache import cache_folder
+from preftune.errors import PreftuneError
 
+SHORT: Any = {"train": {"max_steps": 1}, "evaluate": {"samples": 0}, "held_out": []}
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "reliability.md"
 LONGEST = 700  # characters of a sentence that somebody will read
@@ -121,29 +125,49 @@ def test_a_folder_that_is_read_only(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["d.jsonl"]
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of half a megabyte: there is room for a run, but not for its model."""
+@pytest.fixture(params=[600])
+def small_disk(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
+    """A file system of so many kB. The built-in model takes 422."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(folder)], capture_output=True, check=False
-    )
-    if mounted.returncode:
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={request.param}k", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("only root may mount a file system of its own")
     yield folder
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
-@pytest.mark.skipif(shutil.which("mount") is None, reason="there is no mount here")
-def test_a_disk_that_is_really_full(small_disk: Path, tmp_path: Path) -> None:
-    pairs(tmp_path)
-    said = run("preftune train -m sandbox -d d.jsonl -o disk/r -q train.max_steps=1 evaluate.samples=0", tmp_path)
-    assert said.code == 2
-    assert "error: cannot write disk/r/model (No space left on device): make room there" in said.err
-    assert sorted(snapshot(small_disk)) == ["r", "r/config.yaml", "r/manifest.json", "r/metrics.jsonl"]
+def test_a_disk_that_fills_up_while_it_trains(small_disk: Path) -> None:
+    """Somebody else's file takes the room that there was."""
+
+    def fill(lm: object) -> dict[str, float]:
+        (small_disk / "other").write_bytes(bytes(300_000))
+        return {}
+
+    with pytest.raises(PreftuneError, match=r"cannot write .*/r/model \(No space left on device\): make room there"):
+        train("sandbox", good_rows(), output=small_disk / "r", quiet=True, probe=fill, **SHORT)
+    files = {"config.yaml", "manifest.json", "metrics.jsonl", "data", "data/train.jsonl"}
+    assert set(snapshot(small_disk / "r")) == files
     lines = (small_disk / "r" / "metrics.jsonl").read_text().splitlines()
-    assert [json.loads(line)["kind"] for line in lines] == ["eval", "train", "eval"]
+    assert [json.loads(line)["kind"] for line in lines] == ["train"]
+
+
+@pytest.mark.parametrize("small_disk", [400], indirect=True)
+def test_a_disk_without_room_for_the_model_is_seen_before_training(small_disk: Path) -> None:
+    with pytest.raises(PreftuneError, match=r"has room for 0\.4 MB, but saving the model takes 0\.4 MB \(1 at once\)"):
+        train("sandbox", good_rows(), output=small_disk / "r", quiet=True, **SHORT)
+    assert snapshot(small_disk) == {}
+
+
+def test_room_is_needed_for_what_is_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a model with adapters, they alone; with saves between, those that are kept and the one being written."""
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=300_000))
+    saves: Any = {"output": {"save_every": 1}}
+    with pytest.raises(PreftuneError, match=r"room for 0\.3 MB, but saving the model takes 1\.7 MB \(4 at once\)"):
+        train("sandbox", good_rows(), output=tmp_path / "r", quiet=True, **SHORT, config=saves)
+    lora: Any = {"model": {"lora": {"r": 1}}}
+    assert train("sandbox", good_rows(), output=tmp_path / "r", quiet=True, **SHORT, config=lora).summary["steps"] == 1
 
 
 def test_metrics_on_a_full_disk_end_with_a_whole_line(tmp_path: Path) -> None:
