@@ -102,6 +102,8 @@ MODELS = (
     BadInput("no config.json", model(remove("config.json")), TRAIN, ("m has no config.json",)),
     BadInput("a broken config.json", model(write("config.json", "{")), TRAIN, ("cannot be read as JSON",)),
     BadInput("a config.json that is a list", model(write("config.json", "[]")), TRAIN, ("names no model_type",)),
+    BadInput("a model_type that is a list", model(settings("config.json", model_type=[])), TRAIN, ("no model_type",)),
+    BadInput("a config.json 100,000 deep", model(write("config.json", "[" * 100_000)), TRAIN, ("cannot be read as",)),
     BadInput("an unknown architecture", model(settings("config.json", model_type="qwen99")), TRAIN, ("'qwen99'",)),
     BadInput("an encoder", model(settings("config.json", model_type="t5", architectures=["T5Model"])), TRAIN, ("m",)),
     BadInput(

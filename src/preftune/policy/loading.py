@@ -159,10 +159,10 @@ def check_path(config: ModelConfig) -> None:
 def _check_config_file(path: Path, own_code: bool) -> None:
     try:
         given = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise PreftuneError(f"{path} cannot be read as JSON ({reason(error)}): save the model again") from None
     model_type = given.get("model_type") if isinstance(given, dict) else None
-    if model_type is None:
+    if not isinstance(model_type, str):
         raise PreftuneError(f"{path} names no model_type: expected the config of a transformers model")
     if model_type not in CONFIG_MAPPING and "auto_map" in given and not own_code:
         raise PreftuneError(
