@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import re
 import shutil
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from typing import Concatenate, ParamSpec, Protocol, TypeVar
+from typing import TYPE_CHECKING, Concatenate, ParamSpec, Protocol, TypeVar
 
-from safetensors import SafetensorError
 from torch import nn
 
 from preftune.errors import PreftuneError
+
+if TYPE_CHECKING:
+    from preftune.training.run_folder import OutputConfig
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -31,61 +31,42 @@ F = TypeVar("F", bound=Folder)
 Writer = Callable[Concatenate[F, str, P], R]
 
 
-def cleanly(write: Writer[F, P, R]) -> Writer[F, P, R]:
-    """Makes a failure of `write(folder, name, ...)`, which writes `name` into a run folder, a PreftuneError, and
-    removes what it left under its temporary name."""
+def named(write: Writer[F, P, R]) -> Writer[F, P, R]:
+    """Makes a failure of `write(folder, name, ...)`, which writes `name` into a run folder, a PreftuneError."""
 
     @wraps(write)
     def wrapped(folder: F, name: str, /, *args: P.args, **kwargs: P.kwargs) -> R:
         try:
             return write(folder, name, *args, **kwargs)
-        except (OSError, SafetensorError) as error:
-            remove(folder.path / f".{name.replace('/', '-')}.tmp")
-            raise cannot_write(folder.path / name, error) from error
+        except OSError as error:
+            raise PreftuneError(
+                f"cannot write {folder.path / name} ({error.strerror or error}): make room there, or name another "
+                "folder; what was written before is as it was"
+            ) from error
 
     return wrapped
 
 
-def cannot_write(path: Path, error: Exception) -> PreftuneError:
-    """The error of a file that a system refused to write."""
-    return PreftuneError(
-        f"cannot write {path} ({_reason(error)}): make room there, or name another folder; what was written before is "
-        "as it was"
-    )
-
-
-def check_room(folder: Path, lm: nn.Module, copies: int) -> None:
+def check_room(folder: Path, lm: nn.Module, output: OutputConfig) -> None:
     """Refuse a run whose models will not fit on the disk: before it trains, not after.
 
     Args:
         folder: of the run.
         lm: the model; of one with adapters, they alone are saved.
-        copies: models that the disk must hold at once.
+        output: says how many checkpoints are kept; each holds the model, the weights that train, and their two moments.
 
     Raises:
         PreftuneError: says how much room there is, and how much is needed.
     """
     adapted = hasattr(lm, "peft_config")
-    needed = copies * sum(each.nbytes for each in lm.parameters() if each.requires_grad or not adapted)
-    free = shutil.disk_usage(folder).free
+    model = sum(each.nbytes for each in lm.parameters() if each.requires_grad or not adapted)
+    state = 3 * sum(each.nbytes for each in lm.parameters() if each.requires_grad)
+    regular = output.save_every is not None  # those by time alone may never fall due
+    kept = (output.keep_last + 1 if regular else 0) + (output.keep_best is not None)  # and one that is being written
+    needed, free = model + kept * (model + state), shutil.disk_usage(folder).free
     if free < needed:
+        checkpoints = f" and {kept} checkpoints" if kept else ""
         raise PreftuneError(
-            f"{folder} has room for {free / 1e6:,.1f} MB, but saving the model takes {needed / 1e6:,.1f} MB "
-            f"({copies} at once): make room, name a folder on another disk, or set output.keep lower"
+            f"{folder} has room for {free / 1e6:,.1f} MB, but the model{checkpoints} will take {needed / 1e6:,.1f} MB: "
+            "make room, or name a folder on another disk" + (", or keep fewer (output.keep_last)" if regular else "")
         )
-
-
-def remove(path: Path) -> None:
-    """Remove a file or folder, if it is there and can be."""
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def _reason(error: Exception) -> str:
-    """What the system says. Libraries that are written in other languages give its number inside a text."""
-    number = re.search(r"\(os error (\d+)\)", str(error))
-    if number:
-        return os.strerror(int(number[1]))
-    return getattr(error, "strerror", None) or str(error)

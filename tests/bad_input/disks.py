@@ -137,6 +137,8 @@ DISKS = (
         ("p.jsonl is a folder, expected the name of a file to write",),
     ),
     BadInput("a config is there already", file("c.yaml", "mine"), "preftune init c.yaml", ("c.yaml exists already",)),
+    BadInput("a run that is not there is to go on", nothing, "preftune train --resume r", ("r",)),
+    BadInput("a folder that is no run is to go on", lambda d: (d / "r").mkdir(), "preftune train --resume r", ("r",)),
     BadInput("a report of no run", lambda d: (d / "r").mkdir(), "preftune report r", ("r is no run folder",)),
     BadInput("a config into no folder", nothing, "preftune init no/such/c.yaml", ("cannot write no/such/c.yaml",)),
     BadInput(

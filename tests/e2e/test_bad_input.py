@@ -154,17 +154,17 @@ def test_a_disk_that_fills_up_while_it_trains(small_disk: Path) -> None:
 
 @pytest.mark.parametrize("small_disk", [400], indirect=True)
 def test_a_disk_without_room_for_the_model_is_seen_before_training(small_disk: Path) -> None:
-    with pytest.raises(PreftuneError, match=r"has room for 0\.4 MB, but saving the model takes 0\.4 MB \(1 at once\)"):
+    with pytest.raises(PreftuneError, match=r"has room for 0\.4 MB, but the model will take 0\.4 MB: make room"):
         train("sandbox", good_rows(), output=small_disk / "r", quiet=True, **SHORT)
     assert snapshot(small_disk) == {}
 
 
 def test_room_is_needed_for_what_is_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a model with adapters, they alone; with saves between, those that are kept and the one being written."""
+    """Of a model with adapters, they alone; with checkpoints, those that are kept and the one being written."""
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=300_000))
-    saves: Any = {"output": {"save_every": 1}}
-    with pytest.raises(PreftuneError, match=r"room for 0\.3 MB, but saving the model takes 1\.7 MB \(4 at once\)"):
+    saves: Any = {"output": {"save_every": 1}}  # three at once, each with the weights that train and their moments
+    with pytest.raises(PreftuneError, match=r"room for 0\.3 MB, but the model and 3 checkpoints will take 5\.5 MB"):
         train("sandbox", good_rows(), output=tmp_path / "r", quiet=True, **SHORT, config=saves)
     lora: Any = {"model": {"lora": {"r": 1}}}
     assert train("sandbox", good_rows(), output=tmp_path / "r", quiet=True, **SHORT, config=lora).summary["steps"] == 1

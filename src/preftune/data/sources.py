@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from preftune.data.fields import shown
-from preftune.data.records import Where
+from preftune.data.records import ROW, Where
 from preftune.errors import PreftuneError
 
 Row = tuple[Where, dict[str, Any]]
@@ -190,7 +190,10 @@ def _rows_of(values: Iterable[Any], name: str) -> Iterator[Row]:
         if not isinstance(value, Mapping):
             kind = {str: "text", list: "a list", type(None): "null"}.get(type(value), type(value).__name__)
             raise PreftuneError(f"{where} is {kind}, expected an object with named fields")
-        yield where, dict(value)
+        row = dict(value)
+        if type(row.get(ROW)) is int and row[ROW] >= 0:
+            where = Where(name, row.pop(ROW))
+        yield where, row
 
 
 def _sandbox() -> Iterator[Row]:

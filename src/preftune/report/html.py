@@ -17,7 +17,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from preftune.full_disk import cleanly
+from preftune.files import write_whole
+from preftune.full_disk import named
 from preftune.report.figures import Panel, panels
 from preftune.report.reading import RunData, read
 from preftune.report.tables import changes, sample_pairs
@@ -45,12 +46,10 @@ def write(run_dir: str | Path) -> Path:
     return path
 
 
-@cleanly
+@named
 def _write(run: RunData, name: str, text: str) -> None:
-    temporary = run.path / f".{name}.tmp"
     # A model can sample half of a surrogate pair, which JSON can hold and UTF-8 cannot.
-    temporary.write_text(text, encoding="utf-8", errors="replace", newline="\n")
-    temporary.replace(run.path / name)
+    write_whole(run.path / name, text.encode("utf-8", errors="replace"))
 
 
 def render(run: RunData) -> str:
