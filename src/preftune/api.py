@@ -21,6 +21,7 @@ from preftune.data.baselines import with_baselines
 from preftune.data.writing import write_records
 from preftune.errors import PreftuneError
 from preftune.files import settle_all
+from preftune.full_disk import check_room
 from preftune.objectives import registry
 from preftune.policy import loading
 from preftune.policy.given import check_given
@@ -180,6 +181,8 @@ def run(
         opened = RunFolder.reopen if resumes else partial(RunFolder.create, overwrite=config.output.overwrite)
         folder = opened(output) if group.main else Onlooker(output)
         try:
+            if group.main:
+                check_room(output, loaded.lm, config.output)
             going = group.on_main(lambda: go_on(folder, records.fingerprint, start)) if resumes else None
             examples.messages.extend(going.notes if going else [])
             fitting, at = _answers_that_fit(config, loaded.lm, examples), going.checkpoint if going else None

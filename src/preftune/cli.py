@@ -22,6 +22,7 @@ study = typer.Typer(help="Run an experiment of the papers again.", no_args_is_he
 app.add_typer(study, name="study")
 
 LARGEST_SEED = 2**63 - 1
+DATA = (".jsonl", ".csv", ".parquet", ".gz")  # endings that no config has
 INTERRUPTED = 130  # exit code after Ctrl-C
 DEMO_FOLDER = Path("runs/demo")
 
@@ -95,6 +96,8 @@ def init(
     try:
         path.write_text(yaml_tree.commented(RunConfig), encoding="utf-8")
     except OSError as error:
+        if path.is_file():  # as much of it as there was room for
+            path.unlink()
         raise PreftuneError(f"cannot write {path} ({error.strerror}): name a file in a folder that exists") from None
     typer.echo(f"wrote {path}: set model.path and data.path, then run: preftune train {path}")
 
@@ -296,6 +299,8 @@ def _train(
     from preftune.errors import PreftuneError
 
     file, rest = _split(words or [])
+    if file is not None and file.suffix.lower() in DATA:
+        raise PreftuneError(f"{file} is data and no config file: give it as --data {file}")
     given: dict[str, Any] = {"model.path": model, "data.path": data, "objective.name": objective, "output.path": out}
     # quoted: a folder may be called 2024 or true
     overrides = [f"{key}={json.dumps(str(value))}" for key, value in given.items() if value is not None]
@@ -359,13 +364,14 @@ def _speaks(error: Exception) -> bool:
 
 def main() -> None:
     """Entry point: errors that a user can mend are one sentence and exit code 2."""
+    from preftune.api_keys import hidden
     from preftune.errors import PreftuneError
 
     try:
         app()
     except PreftuneError as error:
         if _speaks(error):
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {hidden(str(error))}", file=sys.stderr)
         sys.exit(2)
     except (KeyboardInterrupt, SystemExit) as stop:  # typer makes the second of the first
         if said := getattr(stop, "message", None):  # a run that has saved what it had

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import os
 import shutil
 import tempfile
 import time
@@ -83,9 +84,10 @@ def fetch(kind: str, key: str | None, make: Callable[[Path], About], keep: Calla
             _write_about(folder, about)
     except BaseException as error:
         shutil.rmtree(folder, ignore_errors=True)
-        if isinstance(error, OSError) and error.errno in FULL:
+        if isinstance(error, OSError) and error.errno in (*FULL, None):  # numpy gives no number
+            reason = os.strerror(error.errno or errno.ENOSPC)
             raise PreftuneError(
-                f"cannot write to {folder.parent} ({error.strerror}): make room there, or name another folder in the "
+                f"cannot write to {folder.parent} ({reason}): make room there, or name another folder in the "
                 f"environment variable {VARIABLE}"
             ) from None
         raise

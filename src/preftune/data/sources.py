@@ -8,12 +8,14 @@ import gzip
 import json
 import re
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from io import BytesIO, TextIOWrapper
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+from preftune.data.fields import shown
 from preftune.data.records import ROW, Where
 from preftune.errors import PreftuneError
 
@@ -23,6 +25,7 @@ Source = str | Path | Iterable[Mapping[str, Any]] | Mapping[str, Iterable[Mappin
 
 HUB_ID = re.compile(r"(?P<name>[\w-][\w.-]*/[\w-][\w.-]*)(:(?P<config>[\w.-]+))?")
 GIVEN = "given data"  # what messages call an iterable
+GZIP = b"\x1f\x8b"  # how such files begin
 BLANK = b"\xef\xbb\xbf \t\r\n"
 LISTS = ("data", "train", "rows", "examples", "records")  # keys under which a file's one object may hold its rows
 ABOUT = ("dataset_dict.json", "dataset_info.json", "dataset_infos.json", "state.json")  # they describe data
@@ -97,6 +100,8 @@ def _named(source: str | Path, split: str | None, broken: Told | None) -> Iterat
     if path.is_dir():
         return _folder(path, split, broken)
     if path.exists():
+        if not path.is_file():  # a pipe would keep us waiting, and cannot be read twice
+            raise PreftuneError(f"{path} is no regular file, expected a file or a folder")
         _no_splits(split, str(path))
         return _file(path, _reader(path), broken)
     hub = HUB_ID.fullmatch(source) if isinstance(source, str) else None
@@ -108,6 +113,8 @@ def _named(source: str | Path, split: str | None, broken: Told | None) -> Iterat
 def _missing(path: Path) -> str:
     """What to say about a path that does not exist."""
     folder = path.parent
+    if path.is_symlink():
+        return f"{path} is a link that leads nowhere: mend it, or name the file itself"
     if not folder.is_dir():
         return f"{path} does not exist, and neither does its folder: check the path"
     near = difflib.get_close_matches(path.name, [*(entry.name for entry in folder.iterdir()), "sandbox"], 1)
@@ -119,7 +126,7 @@ def _reason(error: Exception) -> str:
     """The first line of a library's message."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return next((line.rstrip(". ") for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def _no_splits(split: str | None, name: str) -> None:
@@ -336,19 +343,35 @@ def _parsed(path: Path, data: bytes, line: int) -> Any:
 def _parse(path: Path, data: bytes, line: int) -> Any:
     """The JSON value in `data`, which begins at this line of the file."""
     try:
-        return json.loads(data.decode("utf-8-sig"))
+        return DECODER.decode(data.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
+        if data.startswith(GZIP):
+            raise PreftuneError(f"{path} is gzip, but its name does not say so: let it end in .gz") from None
         line += data[: error.start].count(b"\n")
         raise PreftuneError(
             f"{path} line {line} is not UTF-8 (byte {error.object[error.start]:#04x}): save it as UTF-8"
         ) from None
     except json.JSONDecodeError as error:
-        line, problem = line + error.lineno - 1, f"{error.msg} at column {error.colno}"
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets nested by the thousand
-        problem = str(error)
+        line, problem = line + error.lineno - 1, f"{error.msg.removesuffix(' at')} at column {error.colno}"
+    except RecursionError:
+        problem = "it is nested too deeply"
+    except ValueError as error:  # a key given twice, a number of thousands of digits
+        problem = str(error).partition(";")[0]
     raise PreftuneError(
         f"{path} line {line} is broken JSON ({problem}), expected an array of objects or one object per line"
     )
+
+
+def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object whose keys differ; of two values under one key, no reader can tell which was meant."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
+        raise ValueError(f"the key {shown(twice)} is given twice")
+    return found
+
+
+DECODER = json.JSONDecoder(object_pairs_hook=_without_doubles)
 
 
 def _csv_rows(path: Path) -> Iterator[dict[str, str]]:
@@ -381,15 +404,17 @@ def _parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
     import pyarrow  # type: ignore[import-untyped]
     import pyarrow.parquet  # type: ignore[import-untyped]
 
+    whole: Path | BytesIO = path
+    if path.suffix.lower() == ".gz":  # parquet is read from its end: unpacked in memory
+        with _open(path) as packed:
+            whole = BytesIO(packed.read())
     try:
-        whole: Path | BytesIO = path
-        if path.suffix.lower() == ".gz":  # parquet is read from its end: unpacked in memory
-            with _open(path) as packed:
-                whole = BytesIO(packed.read())
         with pyarrow.parquet.ParquetFile(whole) as file:
             for batch in file.iter_batches(batch_size=1024):
                 yield from batch.to_pylist()
-    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
+    except (pyarrow.ArrowException, UnicodeDecodeError, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # the disk's, not the file's
+            raise
         raise PreftuneError(f"{path} is not a readable parquet file ({_reason(error)}): write it again") from None
 
 

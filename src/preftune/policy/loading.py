@@ -161,7 +161,7 @@ def check_path(config: ModelConfig) -> None:
         raise PreftuneError(
             f"model folder {config.path} has no config.json: expected a folder that save_pretrained wrote"
         )
-    _check_config_file(folder / "config.json")
+    _check_config_file(folder / "config.json", config.trust_remote_code)
     weights = [*folder.glob("*.safetensors"), *folder.glob("*.safetensors.index.json")]
     if not weights:
         raise PreftuneError(
@@ -170,14 +170,19 @@ def check_path(config: ModelConfig) -> None:
         )
 
 
-def _check_config_file(path: Path) -> None:
+def _check_config_file(path: Path, own_code: bool) -> None:
     try:
         given = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise PreftuneError(f"{path} cannot be read as JSON ({reason(error)}): save the model again") from None
     model_type = given.get("model_type") if isinstance(given, dict) else None
-    if model_type is None:
+    if not isinstance(model_type, str):
         raise PreftuneError(f"{path} names no model_type: expected the config of a transformers model")
+    if model_type not in CONFIG_MAPPING and "auto_map" in given and not own_code:
+        raise PreftuneError(
+            f"model folder {path.parent} comes with code of its own for model_type {model_type!r}, which is not run "
+            "unless asked for: read it, then set model.trust_remote_code=true"
+        )
     if model_type not in CONFIG_MAPPING and "auto_map" not in given:
         raise PreftuneError(f"{path} is of model_type {model_type!r}, which this version of transformers does not know")
 
