@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -175,15 +176,13 @@ def run(
     output = group.told(_output(config, terms))
     check(config, terms, output, loaded=model is not None, file=file, resumes=resumes)
     records, loaded, examples = _read(config, terms, source, held_out, model, tokenizer)
-    start = start_hash(loaded.lm)
+    start = group.on_main(lambda: start_hash(loaded.lm))
     with _own_attention(loaded.lm):
-        folder: RunFolder = Onlooker(output)
-        if group.main:
-            folder = RunFolder.reopen(output) if resumes else RunFolder.create(output, config.output.overwrite)
+        opened = RunFolder.reopen if resumes else partial(RunFolder.create, overwrite=config.output.overwrite)
+        folder = opened(output) if group.main else Onlooker(output)
         try:
-            if group.main:
-                check_room(output, loaded.lm, config.output)
-            going = go_on(folder, records.fingerprint, start, group) if resumes else None
+            group.on_main(lambda: check_room(output, loaded.lm, config.output))
+            going = group.on_main(lambda: go_on(folder, records.fingerprint, start)) if resumes else None
             examples.messages.extend(going.notes if going else [])
             fitting, at = _answers_that_fit(config, loaded.lm, examples), going.checkpoint if going else None
             trainer = Trainer(loaded.lm, loaded.tokenizer, examples, terms, fitting, folder, probe, show, at)
@@ -212,7 +211,6 @@ def run(
             folder.unlock()
     if group.main:
         write_report(folder.path)
-    group.wait()
     return Run(folder.path, lm, loaded.tokenizer)
 
 
@@ -225,14 +223,13 @@ def _read(
     tokenizer: str | PreTrainedTokenizerBase | None,
 ) -> tuple[dataset.Records, loading.Loaded, dataset.Examples]:
     """Data and model, and the data as that model's tokens."""
-    group = current()
-    with group.first_alone():
+    with current().first_alone():
         records = dataset.read(config.data, source, config.seed, held_out)
     check_kind(terms, records.kind)
     check_columns(terms, records)
     loaded = _load(config, model, tokenizer, records, trains_rewards(terms))
     check_precision(loaded.lm)
-    with group.first_alone():
+    with current().first_alone():
         examples = _render(records, loaded, config)
     check_sizes(terms, examples)
     examples.messages.extend(without_effect(config, bool(examples.held_out)))

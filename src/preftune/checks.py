@@ -16,6 +16,7 @@ from preftune.objectives import registry
 from preftune.policy import loading
 from preftune.training.engine import check_sharded
 from preftune.training.optim import check_optimizer
+from preftune.training.processes import current
 from preftune.training.run_folder import RunFolder
 from preftune.yaml_text import short
 
@@ -64,7 +65,7 @@ def check(
             raise PreftuneError(
                 f"output.trackers names {name}, which is not installed; installed: {', '.join(available) or 'none'}"
             )
-    if not resumes:
+    if not resumes and current().main:
         check_output(output, config.output.overwrite)
         _check_inputs(config, output, file)
 

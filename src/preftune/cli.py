@@ -321,7 +321,8 @@ def main() -> None:
         sys.exit(2)
     except (KeyboardInterrupt, SystemExit) as stop:  # typer makes the second of the first
         if said := getattr(stop, "message", None):  # a run that has saved what it had
-            print(said, file=sys.stderr)
+            if os.environ.get("RANK", "0") == "0":
+                print(said, file=sys.stderr)
         elif isinstance(stop, KeyboardInterrupt) or stop.code == INTERRUPTED:
             print("stopped before it was done", file=sys.stderr)
             sys.exit(INTERRUPTED)

@@ -83,7 +83,8 @@ def test_a_launched_run_ends_within_a_minute_of_a_kill(pairs: Path, tmp_path: Pa
     try:
         end = time.monotonic() + 120
         while not (folder / "metrics.jsonl").exists() or len((folder / "metrics.jsonl").read_text().splitlines()) < 4:
-            assert launcher.poll() is None and time.monotonic() < end
+            assert launcher.poll() is None
+            assert time.monotonic() < end
             time.sleep(0.1)
         workers = psutil.Process(launcher.pid).children()
         (second,) = [one for one in workers if one.environ()["RANK"] == "1"]

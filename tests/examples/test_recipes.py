@@ -18,7 +18,7 @@ from preftune.policy.scratch import ScratchConfig, build
 from preftune.training.optim import OptimConfig
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-RECIPES = sorted(EXAMPLES.rglob("*.yaml"))
+RECIPES = sorted(path for path in EXAMPLES.rglob("*.yaml") if path.parent.name != "accelerate")
 DEMO = EXAMPLES.parents[1] / "shared" / "data" / "dpo_en_demo.json"
 PROJECTIONS = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
 Cli = Callable[..., CompletedProcess[str]]

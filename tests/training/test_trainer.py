@@ -16,6 +16,7 @@ from preftune import api
 from preftune.errors import PreftuneError
 from preftune.policy.loading import built_in_folder
 from preftune.training import feed, trainer
+from preftune.training.step import Step, fetch
 
 ROWS = [
     {
@@ -74,7 +75,7 @@ def test_when_values_are_fetched_changes_nothing(tmp_path, request, objective):
 
 def test_values_are_fetched_once_for_each_line(tmp_path, monkeypatch, like_a_gpu):
     fetched: list[int] = []
-    monkeypatch.setattr(trainer, "fetch", lambda many: fetched.append(len(many)) or many)
+    monkeypatch.setattr(Step, "whole", lambda self, many: fetched.append(len(many)) or fetch(many))
     run(tmp_path / "run")
     assert fetched == [4, 4, 2]
 

@@ -20,10 +20,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from preftune.policy.policy import logps, rewards
-from preftune.policy.reference import LiveReference, Reference
+from preftune.policy.reference import AdapterOffReference, LiveReference, Reference, StartReference
 from preftune.training.batches import Indices, Schedule, lengths
 from preftune.training.feed import Feed
 from preftune.training.optim import OptimConfig, state_bytes, step_bytes
@@ -33,6 +34,7 @@ from preftune.training.step import WITH_GRADIENT, Micro, Step
 if TYPE_CHECKING:
     from preftune.config import RunConfig
     from preftune.data.dataset import Examples
+    from preftune.training.blueprint import Blueprint
 
 # What a forward cannot do on tensors without contents: branch on a number, or make a shape of values.
 UNKNOWN = "its forward depends on values, or on code that torch cannot follow without them"
@@ -100,15 +102,23 @@ def estimate(
     own = _size(_tensors(policy))
     whole = _size([*_tensors(policy), *(_tensors(reference.module) if isinstance(reference, LiveReference) else ())])
     gradients = sum(p.numel() * p.element_size() for p in trained)
-    done = [_rehearse(step, micro, trains=True, again=again) for micro in micros]
+    rehearsal = Rehearsal.of(step)
+    done = [rehearse(rehearsal, micro, trains=True, again=again) for micro in micros]
     kept = max((left - gradients for _, left in done), default=0)  # buffers that the next step uses again
     peaks = [peak for peak, _ in done]
-    peaks += [kept + _rehearse(step, micro, trains=False, again=False)[0] for micro in evaluated]
+    peaks += [kept + rehearse(rehearsal, micro, trains=False, again=False)[0] for micro in evaluated]
     peaks.append(kept + gradients + step_bytes(optim, trained))
     return Estimate(own, whole - own, state_bytes(optim, trained), gradients, max(peaks) - gradients)
 
 
-def foresee(step: Step, config: RunConfig, feed: Feed, schedule: Schedule, examples: Examples) -> dict[str, int | str]:
+def foresee(
+    step: Step,
+    config: RunConfig,
+    feed: Feed,
+    schedule: Schedule,
+    examples: Examples,
+    blueprint: Blueprint | None = None,
+) -> dict[str, int | str]:
     """What training takes and what there is, in bytes, and under "said" in a sentence.
 
     Args:
@@ -117,14 +127,13 @@ def foresee(step: Step, config: RunConfig, feed: Feed, schedule: Schedule, examp
         feed: makes forwards.
         schedule: the optimiser batches.
         examples: both sides of the data.
+        blueprint: of policy and reference as they were before they were sharded, if they are.
 
     Raises:
         PreftuneError: if it does not fit.
     """
     if not config.train.check_memory:
         return {"said": "nobody looked at whether this fits into memory: train.check_memory=false"}
-    if step.accelerator.is_fsdp2:
-        return {"said": "no estimate of memory: weights are sharded"}
     lengths_N3 = lengths(examples.train)
     trained = [feed.cut(batch, lengths_N3) for batch in heaviest(schedule, feed.costs(lengths_N3))]
     again = any(len(forwards) > 1 for forwards in trained)
@@ -134,7 +143,11 @@ def foresee(step: Step, config: RunConfig, feed: Feed, schedule: Schedule, examp
     looked = heaviest(looks, feed.costs(lengths_N3))
     evaluated = [feed.prepare([examples.held_out[i] for i in one]) for one in looked]
     try:
-        expected = estimate(step, config.optim, micros, largest(evaluated, micros), again)
+        looked_at = largest(evaluated, micros)
+        if blueprint is None:
+            expected = estimate(step, config.optim, micros, looked_at, again)
+        else:
+            expected = blueprint.estimate(step.needs, config.optim, micros, looked_at, again, feed.group.size)
     except UnknownError as error:
         return {"said": f"no estimate of memory: {error}"}
     room = available(next(step.policy.parameters()).device)
@@ -188,12 +201,22 @@ def _sizes(micro: Micro) -> tuple[int, int]:
 class Rehearsal(nn.Module):
     """One forward under policy and reference, and the policy's backward, as a step does them."""
 
-    def __init__(self, step: Step) -> None:
+    def __init__(self, policy: nn.Module, reference: Reference | None, needs: frozenset[str]) -> None:
         super().__init__()
-        self.policy, self.needs = step.policy, step.needs
-        self.live: Reference | None = step.reference if isinstance(step.reference, LiveReference) else None
-        if isinstance(step.reference, LiveReference):
-            self.reference = step.reference.module  # so that its weights are swapped, too
+        self.policy, self.needs = policy, needs
+        self.live: Reference | None = reference if isinstance(reference, LiveReference) else None
+        if isinstance(reference, LiveReference):
+            self.reference = reference.module  # so that its weights are swapped, too
+
+    @classmethod
+    def of(cls, step: Step) -> Rehearsal:
+        """As this step does them, without a word to other processes."""
+        policy, reference = step.policy, step.reference
+        if isinstance(policy, DistributedDataParallel):
+            policy = policy.module
+            if isinstance(reference, StartReference | AdapterOffReference):
+                reference = type(reference)(policy, reference.module)
+        return cls(policy, reference, step.needs)
 
     def forward(self, micro: Micro, trains: bool, again: bool) -> None:
         """Run it; nothing is kept."""
@@ -280,12 +303,32 @@ def _grouped_product(left: Tensor, right: Tensor, ends: Tensor | None = None, *r
 RULES: dict[Any, Callable[..., Tensor]] = {torch.ops.aten._grouped_mm.default: _grouped_product}
 
 
-def _rehearse(step: Step, micro: Micro, trains: bool, again: bool) -> tuple[int, int]:
+def rehearse(
+    rehearsal: Rehearsal, micro: Micro, trains: bool, again: bool, computed: torch.dtype | None = None
+) -> tuple[int, int]:
     """The most bytes that one forward, and backward if it trains, holds besides weights and moments; and what it leaves
-    behind, gradients included."""
+    behind, gradients included.
+
+    Args:
+        rehearsal: of policy and reference; weights on the meta device are taken to be on the batch's.
+        micro: the forward.
+        trains: False for one without backward.
+        again: True if gradients are held already.
+        computed: type that weights of floating point are taken to be of; None: of their own.
+
+    Raises:
+        UnknownError: if the forward cannot be followed without computing it.
+    """
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    rehearsal = Rehearsal(step)
+    def there(tensor: Tensor) -> Tensor:
+        if tensor.device.type != "meta":
+            return fake.from_tensor(tensor)
+        dtype = computed if computed is not None and tensor.is_floating_point() else tensor.dtype
+        with fake:
+            made = torch.empty_strided(tensor.shape, tensor.stride(), dtype=dtype, device=micro.batch.ids_T.device)
+        return made.requires_grad_(tensor.requires_grad)
+
     # quantised weights are of types of their own, and know what they are made of: they stay, and are read as they are
     named = [
         (n, t)
@@ -295,7 +338,7 @@ def _rehearse(step: Step, micro: Micro, trains: bool, again: bool) -> tuple[int,
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     with _nothing_changes(rehearsal):
         try:
-            state: dict[str, Tensor] = {name: fake.from_tensor(tensor) for name, tensor in named}
+            state: dict[str, Tensor] = {name: there(tensor) for name, tensor in named}
             tensors: dict[str, Any] = {
                 field.name: fake.from_tensor(value)
                 for field in fields(micro.batch)

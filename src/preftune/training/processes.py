@@ -183,7 +183,8 @@ def together(device: str) -> Iterator[Group]:
             group.leave()
     except BaseException as error:
         told = _told(group, error)
-        group.fail()
+        if not isinstance(error, SystemExit):  # by which all stop where they agreed to
+            group.fail()
         if told is error:
             raise
         raise told from error

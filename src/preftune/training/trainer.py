@@ -28,7 +28,15 @@ from preftune.policy.reference import Reference
 from preftune.policy.tiled_head import release
 from preftune.training import metrics
 from preftune.training.batches import Schedule, lengths
-from preftune.training.engine import make_accelerator, prepare, prepare_reference, used, whole_state
+from preftune.training.blueprint import Blueprint
+from preftune.training.engine import (
+    COMPUTED,
+    make_accelerator,
+    prepare,
+    prepare_reference,
+    used,
+    whole_state,
+)
 from preftune.training.feed import Feed
 from preftune.training.gate import ExplosionError, ExplosionGate, SpikeWatch, check_start
 from preftune.training.held_out import HeldOut, answers, fixed_prompts
@@ -92,8 +100,12 @@ class Trainer:
         frozen = None
         if any(term.objective.reference for term in terms):
             frozen = live_reference(config.reference, config.model, self.policy, self.accelerator.device)
-            if frozen is not None:  # computed in the policy's precision, or the two would differ before step 1
-                frozen.module = prepare_reference(self.accelerator, frozen.module)
+        blueprint = None
+        if self.accelerator.is_fsdp2:
+            live = any(term.objective.reference for term in terms) and config.reference.kind != "stored"
+            blueprint = Blueprint.of(self.policy, frozen if live else None, live, COMPUTED.get(self.precision))
+        if frozen is not None:  # computed in the policy's precision, or the two would differ before step 1
+            frozen.module = prepare_reference(self.accelerator, frozen.module)
         rate = config.optim.learning_rate
         if rate is None:
             count = sum(p.numel() for p in lm.parameters())
@@ -107,7 +119,7 @@ class Trainer:
         self.step = Step(self.prepared, reference, terms, self.accelerator, config.seed)
         self.schedule = self._schedule()
         self.states: States = tuple(term.objective.init() for term in terms)
-        self.memory = foresee(self.step, config, self.feed, self.schedule, examples)
+        self.memory = foresee(self.step, config, self.feed, self.schedule, examples, blueprint)
         self.compiled: list[PolicyModule] = []
         if config.train.compile:
             check_compiles(self.policy)
@@ -128,8 +140,8 @@ class Trainer:
             PreftuneError: if the reference is not the policy's start, or a step is not finite.
         """
         self.started = time.perf_counter()
-        for message in (*self.messages, *([self.memory["said"]] if self.show else [])) if self.group.main else ():
-            print(f"note: {message}", file=sys.stderr)
+        for message in (*self.messages, *([self.memory["said"]] if self.show else [])):
+            self._note(message)
         self._check_start()
         side = self.feed.side(self.examples.held_out)
         self.held_out = HeldOut(self.step, side, side.ordered) if len(side) else None
@@ -306,8 +318,7 @@ class Trainer:
                 found = metrics.summarise(metrics.table(scored.columns))
                 self.explosion.check(found, scored.loss, scored.step + 1, scored.rows)
             if said := self.spikes.check(scored.loss, scored.step + 1, scored.rows):
-                if self.group.main:
-                    print(f"note: {said}", file=sys.stderr)
+                self._note(said)
                 self.position.notes.append(said)
             self.window.finish(scored)
             self.position.examples += len(scored.rows)
@@ -361,6 +372,10 @@ class Trainer:
             check_start(self.prepared, reference, micro, self.precision)
         except PreftuneError as error:
             raise PreftuneError(self.keeper.failed(str(error), 0, [one.row for one in micro.examples])) from error
+
+    def _note(self, said: object) -> None:
+        if self.group.main:
+            print(f"note: {said}", file=sys.stderr)
 
     def _log(self, line: Mapping[str, Any]) -> None:
         self.folder.append_metrics(line)
