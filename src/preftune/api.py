@@ -181,8 +181,7 @@ def run(
         opened = RunFolder.reopen if resumes else partial(RunFolder.create, overwrite=config.output.overwrite)
         folder = opened(output) if group.main else Onlooker(output)
         try:
-            if group.main:
-                check_room(output, loaded.lm, config.output)
+            group.on_main(lambda: check_room(output, loaded.lm, config.output))
             going = group.on_main(lambda: go_on(folder, records.fingerprint, start)) if resumes else None
             examples.messages.extend(going.notes if going else [])
             fitting, at = _answers_that_fit(config, loaded.lm, examples), going.checkpoint if going else None
