@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint types check bench study-ipo-bandits docs-objectives wheel clean
+.PHONY: demo test lint types check bench soak study-ipo-bandits docs-objectives wheel clean
 
 demo: $(VENV)/.installed
 	$(BIN)/preftune demo --out runs/demo
@@ -24,6 +24,9 @@ check: lint types test
 bench: $(VENV)/.dev
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[bench]'
 	$(BIN)/python benchmarks/throughput.py --write
+
+soak: $(VENV)/.dev
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/soak.py --kills 50
 
 study-ipo-bandits: $(VENV)/.installed
 	$(BIN)/preftune study ipo-bandits --out runs/ipo-bandits

@@ -21,13 +21,13 @@ def test_keys_without_effect_are_said(tmp_path: Path, capfd: pytest.CaptureFixtu
     config = {
         "train": {"max_steps": 1, "epochs": 3},
         "evaluate": {"samples": 0, "max_new_tokens": 5, "temperature": 0.5, "every": 1},
-        "output": {"path": str(tmp_path / "run"), "keep": 7},
+        "output": {"path": str(tmp_path / "run"), "keep_last": 7, "save_minutes": None},
         "data": {"held_out": 0},
     }
     run = preftune.train("sandbox", pairs(16), "dpo", config=config, quiet=True)
     said = [
         "train.epochs=3 has no effect: train.max_steps=1 decides how long",
-        "output.keep=7 has no effect: output.save_every is not set",
+        "output.keep_last=7 has no effect: neither output.save_every nor save_minutes is set",
         "evaluate.max_new_tokens=5 has no effect: evaluate.samples is 0",
         "evaluate.temperature=0.5 has no effect: evaluate.samples is 0",
         "evaluate.every=1 has no effect: nothing is held out",

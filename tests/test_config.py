@@ -153,10 +153,12 @@ KEYS = {
     "train.max_steps": Case("2"),
     "train.precision": Case("bf16"),
     "train.device": Case("cuda", "device"),
+    "train.strategy": Case("fsdp2", "refused"),  # what it does with several processes: tests/distributed
     "train.log_every": Case("1", "metrics"),
     "train.compile": Case("true"),  # which rounds otherwise
     "train.check_start": Case("false", "forwards"),
     "train.check_memory": Case("false", "forwards"),  # the rehearsal's
+    "train.grace_seconds": Case("-1", "refused"),  # what it does when a signal comes: tests/training/test_stopping.py
     "evaluate.every": Case("2", "metrics", LOOKS),
     "evaluate.samples": Case("1", "samples", LOOKS),
     "evaluate.max_new_tokens": Case("4", "samples", LOOKS),
@@ -164,7 +166,9 @@ KEYS = {
     "output.path": Case("{here}/elsewhere", "folder"),
     "output.overwrite": Case("true", "refused", ("output.path={world}/run",)),
     "output.save_every": Case("2", "files"),
-    "output.keep": Case("1", "files", SAVES),
+    "output.save_minutes": Case("1e-9", "files"),
+    "output.keep_last": Case("1", "files", SAVES),
+    "output.keep_best": Case("loss", "files", (*LOOKS, "evaluate.every=1")),
     "output.trackers": Case("[no-such-tracker]", "refused"),  # with one that is installed: tests/test_api.py
     "seed": Case("1"),
 }

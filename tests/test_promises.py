@@ -22,6 +22,9 @@ PROMISES = {
     12: "accumulation does not change the scale",
     13: "padded, packed and shared prompts agree",
     14: "mismatched responses never match, at any batch size; a batch with one prompt is refused",
+    15: "a run that is killed anywhere and goes on ends as one that never was",
+    16: "the estimate of memory is within a tenth of the peak",
+    18: "stored log-probs follow from tokens, weights and precision, and from nothing else",
 }
 
 

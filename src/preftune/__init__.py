@@ -15,12 +15,13 @@ __version__ = "0.1.0"
 # Where each public name lives; loaded on first use, so that importing preftune does no work.
 _HOMES = {
     "train": "preftune.api",
+    "resume": "preftune.api",
     "Run": "preftune.run",
     "RunConfig": "preftune.config",
     "PreftuneError": "preftune.errors",
     "objectives": "preftune.objectives",
 }
-__all__ = ["PreftuneError", "Run", "RunConfig", "__version__", "objectives", "train"]
+__all__ = ["PreftuneError", "Run", "RunConfig", "__version__", "objectives", "resume", "train"]
 
 
 def __getattr__(name: str) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime
@@ -19,6 +19,7 @@ from preftune.data import dataset
 from preftune.data.baselines import with_baselines
 from preftune.data.writing import write_records
 from preftune.errors import PreftuneError
+from preftune.files import settle_all
 from preftune.objectives import registry
 from preftune.policy import loading
 from preftune.policy.given import check_given
@@ -26,9 +27,11 @@ from preftune.policy.policy import base_model
 from preftune.policy.reward_head import with_reward_head
 from preftune.policy.weights import check_precision
 from preftune.report.html import write as write_report
+from preftune.resuming import config_of, go_on, has_ended, start_hash
 from preftune.run import Run
 from preftune.training.held_out import fixed_prompts
-from preftune.training.run_folder import RunFolder
+from preftune.training.processes import current, joined
+from preftune.training.run_folder import Onlooker, RunFolder
 from preftune.training.saving import model_card, save
 from preftune.training.trainer import Trainer
 
@@ -106,6 +109,47 @@ def train(
     )
 
 
+def resume(
+    path: str | Path,
+    *,
+    model: nn.Module | None = None,
+    tokenizer: str | PreTrainedTokenizerBase | None = None,
+    probe: Probe | None = None,
+    quiet: bool = False,
+    changes: Sequence[str] = (),
+) -> Run:
+    """Go on with a run that was stopped, from its newest whole checkpoint. On a CPU, what comes out is what would have
+    come out without the stop, bit by bit.
+
+    Args:
+        path: run folder.
+        model: the model that the run began with, as it was then, if that was given as an object.
+        tokenizer: likewise.
+        probe: as given to `train`.
+        quiet: no progress bar.
+        changes: overrides, `key=value`, of how the run is carried out, watched or kept.
+
+    Returns:
+        The run; one that had ended is given back as it is.
+
+    Raises:
+        PreftuneError: if there is no run, if what it began with has changed, or a key cannot change any more.
+    """
+    folder = Path(path)
+    config = config_of(folder, changes)
+    if has_ended(folder):
+        if not (folder / "report.html").exists():
+            write_report(folder)
+        return Run(folder)
+    if RunFolder(folder).manifest().get("given") and model is None:
+        raise PreftuneError(
+            f"the model of {folder} was given as an object: give it again, as it was when the run began, with its "
+            "tokenizer: preftune.resume(folder, model=..., tokenizer=...)"
+        )
+    return run(config, model=model, tokenizer=tokenizer, probe=probe, show=not quiet, changes=changes, resumes=True)
+
+
+@joined
 def run(
     config: RunConfig,
     *,
@@ -117,50 +161,98 @@ def run(
     probe: Probe | None = None,
     file: Path | None = None,
     show: bool = True,
+    resumes: bool = False,
+    changes: Sequence[str] = (),
 ) -> Run:
-    """Carry out a resolved config, which `file` may name. See `train`."""
+    """Carry out a resolved config, which `file` may name. See `train`, and `resume` for a run that goes on."""
     terms = terms or registry.terms(config.objective)
     source = config.data.path if rows is None else str(rows) if isinstance(rows, Path) else rows
     if source is None:
         raise PreftuneError("data.path is missing: name a file, a folder, a hub id, or 'sandbox'")
-    output = _output(config, terms)
-    check(config, terms, output, loaded=model is not None, file=file)
-    records = dataset.read(config.data, source, config.seed, held_out)
+    group = current()
+    show = show and group.main
+    output = group.told(_output(config, terms))
+    check(config, terms, output, loaded=model is not None, file=file, resumes=resumes)
+    records, loaded, examples = _read(config, terms, source, held_out, model, tokenizer)
+    start = start_hash(loaded.lm)
+    with _own_attention(loaded.lm):
+        folder: RunFolder = Onlooker(output)
+        if group.main:
+            folder = RunFolder.reopen(output) if resumes else RunFolder.create(output, config.output.overwrite)
+        try:
+            going = go_on(folder, records.fingerprint, start, group) if resumes else None
+            examples.messages.extend(going.notes if going else [])
+            fitting, at = _answers_that_fit(config, loaded.lm, examples), going.checkpoint if going else None
+            trainer = Trainer(loaded.lm, loaded.tokenizer, examples, terms, fitting, folder, probe, show, at)
+            if going is not None:
+                folder.go_on(yaml_tree.dump(config), going.step, going.sizes, changes)
+            elif group.main:
+                given = model is not None or isinstance(tokenizer, PreTrainedTokenizerBase)
+                _write_manifest(folder, config, trainer, records, start, given)
+                resolved = _resolved(config, terms, folder, records, source, held_out)
+                folder.write_config(yaml_tree.dump(resolved))  # last: a folder with a config holds a run
+        except BaseException:
+            if resumes:
+                folder.unlock()
+            else:
+                folder.discard()  # nothing was trained: leave no folder in the way of the next attempt
+            raise
+        folder.keep()
+        try:
+            summary = trainer.fit()
+            lm, state = trainer.policy.lm.eval(), trainer.state()
+            if group.main:
+                card = model_card(summary, config.model.path, lm, folder.path / "model", _version())
+                save(folder, "model", lm, loaded.tokenizer, state, card)
+                folder.write_summary(summary)
+        finally:
+            folder.unlock()
+    if group.main:
+        write_report(folder.path)
+    group.wait()
+    return Run(folder.path, lm, loaded.tokenizer)
+
+
+def _read(
+    config: RunConfig,
+    terms: tuple[registry.Term, ...],
+    source: str | Iterable[Any],
+    held_out: Iterable[Any] | None,
+    model: nn.Module | None,
+    tokenizer: str | PreTrainedTokenizerBase | None,
+) -> tuple[dataset.Records, loading.Loaded, dataset.Examples]:
+    """Data and model, and the data as that model's tokens."""
+    group = current()
+    with group.first_alone():
+        records = dataset.read(config.data, source, config.seed, held_out)
     check_kind(terms, records.kind)
     check_columns(terms, records)
     loaded = _load(config, model, tokenizer, records, trains_rewards(terms))
     check_precision(loaded.lm)
-    examples = _render(records, loaded, config)
+    with group.first_alone():
+        examples = _render(records, loaded, config)
     check_sizes(terms, examples)
     examples.messages.extend(without_effect(config, bool(examples.held_out)))
     examples.messages.extend(note for term in terms for note in term.objective.notes())
     if any(term.objective.baselines for term in terms):
         sides = [with_baselines(side, examples.train, config.seed) for side in (examples.train, examples.held_out)]
         examples = replace(examples, train=sides[0], held_out=sides[1])
-    with _own_attention(loaded.lm):
-        folder = RunFolder.create(output, config.output.overwrite)
-        try:
-            fitting = _answers_that_fit(config, loaded.lm, examples)
-            trainer = Trainer(loaded.lm, loaded.tokenizer, examples, terms, fitting, folder, probe, show)
-            folder.write_config(yaml_tree.dump(_resolved(config, terms, folder, records, source, held_out)))
-            folder.write_manifest(
-                seed=config.seed,
-                data_sha256=records.fingerprint,
-                records={"train": len(examples.train), "held_out": len(examples.held_out)},
-                device=str(trainer.accelerator.device),
-                processes=trainer.accelerator.num_processes,
-            )
-        except BaseException:
-            folder.discard()  # nothing was trained: leave no folder in the way of the next attempt
-            raise
-        folder.keep()
-        summary = trainer.fit()
-    lm = trainer.policy.lm.eval()
-    card = model_card(summary, config.model.path, lm, folder.path / "model", _version())
-    save(folder, "model", lm, loaded.tokenizer, trainer.state(), card)
-    folder.write_summary(summary)
-    write_report(folder.path)
-    return Run(folder.path, lm, loaded.tokenizer)
+    return records, loaded, examples
+
+
+def _write_manifest(
+    folder: RunFolder, config: RunConfig, trainer: Trainer, records: dataset.Records, start: str, given: bool
+) -> None:
+    """What a run begins with; it is held against this when it is to go on."""
+    folder.write_manifest(
+        seed=config.seed,
+        data_sha256=records.fingerprint,
+        start_sha256=start,
+        given=given,
+        records={"train": len(trainer.examples.train), "held_out": len(trainer.examples.held_out)},
+        device=str(trainer.accelerator.device),
+        processes=trainer.accelerator.num_processes,
+    )
 
 
 def _resolved(
@@ -178,10 +270,11 @@ def _resolved(
         write_records(paths["train"], records.train)
         if records.held_out:
             write_records(paths["held_out"], records.held_out)
+        settle_all(folder.path / "data")
         there = str(paths["held_out"]) if records.held_out else None
         changes = {"path": str(paths["train"]), "held_out_path": there, "layout": None, "split": None, "limit": None}
         share = type(data)().held_out if records.held_out else 0  # a path goes before a share, and refuses another
-        data = data.model_copy(update={**changes, "held_out": share})
+        data = data.model_copy(update={**changes, "held_out": share, "doctor": data.doctor.passed()})
     # whether a folder may be replaced is a matter of the command, not of the run
     output = config.output.model_copy(update={"path": str(folder.path), "overwrite": False})
     return config.model_copy(update={"objective": registry.spec_of(terms), "data": data, "output": output})

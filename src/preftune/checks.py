@@ -12,12 +12,18 @@ from preftune.data import dataset
 from preftune.errors import PreftuneError
 from preftune.objectives import registry
 from preftune.policy import loading
+from preftune.training.engine import check_sharded
 from preftune.training.optim import check_optimizer
 from preftune.training.run_folder import RunFolder
 
 
 def check(
-    config: RunConfig, terms: tuple[registry.Term, ...], output: Path, loaded: bool, file: Path | None = None
+    config: RunConfig,
+    terms: tuple[registry.Term, ...],
+    output: Path,
+    loaded: bool,
+    file: Path | None = None,
+    resumes: bool = False,
 ) -> None:
     """Refuse what shows to be wrong before data and model are read.
 
@@ -27,6 +33,7 @@ def check(
         output: its folder.
         loaded: True if a loaded model was given.
         file: the config file, if there is one.
+        resumes: True if the run in that folder goes on.
 
     Raises:
         PreftuneError: in one sentence.
@@ -34,6 +41,7 @@ def check(
     _check_batch(config, terms)
     trains_rewards(terms)
     check_optimizer(config.optim, config.train.device)
+    check_sharded(config)
     loading.check_keys(config.model, loaded)
     if not loaded:
         loading.check_path(config.model)
@@ -42,14 +50,20 @@ def check(
         raise PreftuneError(f"objective {names} compares with no reference, but one is described: leave reference out")
     if config.reference.path is not None:
         loading.check_path(config.model.model_copy(update={"path": config.reference.path}))
+    if config.output.keep_best is not None and config.evaluate.every is None:
+        raise PreftuneError(
+            f"output.keep_best={config.output.keep_best} compares evaluations while training runs, but "
+            "evaluate.every is not set: set it to a number of steps"
+        )
     available = [str(name) for name in get_available_trackers()]
     for name in config.output.trackers:
         if name not in available:
             raise PreftuneError(
                 f"output.trackers names {name}, which is not installed; installed: {', '.join(available) or 'none'}"
             )
-    RunFolder.check(output, config.output.overwrite)
-    _check_inputs(config, output, file)
+    if not resumes:
+        RunFolder.check(output, config.output.overwrite)
+        _check_inputs(config, output, file)
 
 
 def _check_inputs(config: RunConfig, output: Path, file: Path | None) -> None:
@@ -152,8 +166,10 @@ def without_effect(config: RunConfig, evaluates: bool) -> list[str]:
     notes = []
     if train.max_steps is not None and train.epochs != type(train)().epochs:
         notes.append(f"train.epochs={train.epochs:g} has no effect: train.max_steps={train.max_steps} decides how long")
-    if output.keep != type(output)().keep and output.save_every is None:
-        notes.append(f"output.keep={output.keep} has no effect: output.save_every is not set")
+    if output.keep_last != type(output)().keep_last and output.save_every is None and output.save_minutes is None:
+        notes.append(
+            f"output.keep_last={output.keep_last} has no effect: neither output.save_every nor save_minutes is set"
+        )
     for key in ("max_new_tokens", "temperature"):
         if getattr(evaluate, key) != getattr(type(evaluate)(), key) and evaluate.samples == 0:
             notes.append(f"evaluate.{key}={getattr(evaluate, key):g} has no effect: evaluate.samples is 0")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -45,16 +46,26 @@ def train(
     ] = None,
     out: Out = None,
     lora: Lora = False,
+    resume: Annotated[
+        Path | None, typer.Option("--resume", metavar="RUN", help="go on with a run that was stopped, in its folder")
+    ] = None,
     quiet: Quiet = False,
 ) -> None:
     """Align a model on preferences: --model and --data are enough.
+
+    A run that was stopped goes on with --resume RUN; KEY=VALUE may then change how it is carried out or kept.
 
     Examples:
         preftune train --model sandbox --data sandbox --objective ipo
         preftune train --model ./my-model --data pairs.jsonl optim.learning_rate=1e-6 batch.size=32
         preftune train config.yaml objective.beta=0.2
+        preftune train --resume runs/dpo-20260101-120000
     """
-    _train(words, model, data, objective, out, lora, quiet)
+    if resume is None:
+        _train(words, model, data, objective, out, lora, quiet)
+    else:
+        given = {"--model": model, "--data": data, "--objective": objective, "--out": out, "--lora": lora or None}
+        _resume(resume, words or [], [name for name, value in given.items() if value is not None], quiet)
 
 
 @app.command()
@@ -300,7 +311,23 @@ def _train(
     from preftune.report.terminal import show_run
 
     config = yaml_tree.load(RunConfig, file, overrides, tagged=("objective",))
-    show_run(run(config, file=file, show=not quiet))
+    done = run(config, file=file, show=not quiet)
+    if os.environ.get("RANK", "0") == "0":
+        show_run(done)
+
+
+def _resume(run: Path, words: list[str], options: list[str], quiet: bool) -> None:
+    from preftune.errors import PreftuneError
+
+    file, changes = _split(words)
+    if file is not None or options:
+        raise PreftuneError(
+            f"--resume goes on with the config of the run, so {file or options[0]} has no place beside it: leave it out"
+        )
+    from preftune.api import resume
+    from preftune.report.terminal import show_run
+
+    show_run(resume(run, changes=changes, quiet=quiet))
 
 
 def _split(words: list[str]) -> tuple[Path | None, list[str]]:
@@ -321,6 +348,15 @@ def _names_adapters(file: Path | None) -> bool:
     return isinstance(model, dict) and model.get("lora") is not None
 
 
+def _speaks(error: Exception) -> bool:
+    """True if it is for this process to say what went wrong: of several, one does."""
+    if "LOCAL_RANK" not in os.environ:
+        return True
+    from preftune.training.processes import speaks
+
+    return speaks(error)
+
+
 def main() -> None:
     """Entry point: errors that a user can mend are one sentence and exit code 2."""
     from preftune.errors import PreftuneError
@@ -328,10 +364,13 @@ def main() -> None:
     try:
         app()
     except PreftuneError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if _speaks(error):
+            print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except (KeyboardInterrupt, SystemExit) as stop:  # typer makes the second of the first
-        if isinstance(stop, KeyboardInterrupt) or stop.code == INTERRUPTED:
+        if said := getattr(stop, "message", None):  # a run that has saved what it had
+            print(said, file=sys.stderr)
+        elif isinstance(stop, KeyboardInterrupt) or stop.code == INTERRUPTED:
             print("stopped before it was done", file=sys.stderr)
             sys.exit(INTERRUPTED)
         raise

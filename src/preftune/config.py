@@ -27,12 +27,20 @@ class TrainConfig(BaseModel):
         "auto", description="of the computation; auto: bf16 on CUDA devices that have it, else fp32"
     )
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="auto: cuda, then mps, then cpu")
+    strategy: Literal["auto", "ddp", "fsdp2"] = Field(
+        "auto",
+        description="of several processes: ddp: each holds all weights; fsdp2: each a share of weights, gradients and "
+        "moments; auto: what accelerate launch was told, else ddp",
+    )
     compile: bool = Field(
         False, description="compile the model's layers: up to a minute first, then faster where texts are long"
     )
     log_every: int = Field(10, ge=1, description="optimiser steps between two lines of metrics")
     check_start: bool = Field(True, description="stop if a reference declared as the policy's start differs from it")
     check_memory: bool = Field(True, description="estimate memory, and stop if training will not fit")
+    grace_seconds: float = Field(
+        30.0, ge=0, allow_inf_nan=False, description="between SIGTERM and the kill: in that time a checkpoint is saved"
+    )
 
 
 class RunConfig(BaseModel):

@@ -240,7 +240,7 @@ def test_a_second_run_goes_on_from_the_model_of_the_first(run_folder: Path, pref
 
 
 def test_saved_models_are_whole_and_only_the_last_are_kept(preftune, pairs_file: Path, tmp_path: Path) -> None:
-    words = ("train.max_steps=5", "output.save_every=1", "output.keep=2", "evaluate.samples=0")
+    words = ("train.max_steps=5", "output.save_every=1", "output.keep_last=2", "evaluate.samples=0")
     assert preftune("train", "-m", "sandbox", "-d", str(pairs_file), "-o", "r", "-q", *words).code == 0
 
     saved = sorted((tmp_path / "r" / "checkpoints").iterdir())

@@ -66,7 +66,7 @@ def test_the_qlora_recipe_is_what_its_name_says() -> None:
     assert config.train.epochs == 3
     assert config.batch.size == 8
     assert config.evaluate.every == config.output.save_every
-    assert config.output.keep == 2
+    assert config.output.keep_last == 2
 
 
 @pytest.fixture(scope="module")

@@ -116,7 +116,7 @@ def test_what_is_new_is_computed_alone_and_what_was_there_stays(tmp_path):
     assert bits(second, examples[:60]) == known
 
 
-def test_a_changed_token_or_target_misses(tmp_path):
+def test_promise_18_a_changed_token_or_target_misses(tmp_path):
     example, other = several(2)
     first = other.responses[0]
     longer = replace(first, ids=np.concatenate([first.ids, first.ids[:1]]))
@@ -146,7 +146,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("what", CHANGES)
-def test_another_model_or_precision_misses(tmp_path, monkeypatch, what):
+def test_promise_18_another_model_or_precision_misses(tmp_path, monkeypatch, what):
     def run(change="", precision="no", layout="tree", model_type="llama", overrides=None):
         lm = miniatures.build(model_type, **(overrides or {}))
         if change == "weight":
@@ -379,7 +379,7 @@ def cache(tmp_path, monkeypatch) -> Path:
     return tmp_path / "cache"
 
 
-def test_a_sweep_makes_one_pass(cache, tmp_path):
+def test_promise_18_a_sweep_makes_one_pass(cache, tmp_path):
     assert computed(trained(tmp_path / "first")) == 24
     others: list[dict[str, Any]] = [
         {},
@@ -418,7 +418,7 @@ def yaml_of(run: preftune.Run) -> str:
     ],
     ids=str,
 )
-def test_what_changes_values_misses(cache, tmp_path, settings):
+def test_promise_18_what_changes_values_misses(cache, tmp_path, settings):
     assert computed(trained(tmp_path / "first")) == 24
     assert computed(trained(tmp_path / "second", **settings)) > 0
 

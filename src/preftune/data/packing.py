@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from preftune.data.examples import Example, Response
-from preftune.objectives.batch import PlainBatch
+from preftune.objectives.batch import Batch, PlainBatch
 
 # Tokens from which on a beginning that responses share is worth a segment of its own.
 LEAST_SHARED = 16
@@ -208,20 +208,20 @@ def pad(examples: Sequence[Example], pad_id: int = 0) -> PackedBatch:
     return _batch(examples, ids.ravel(), positions, attended.ravel(), sources, last, None, row_length)
 
 
-def join(batches: Sequence[PackedBatch]) -> PackedBatch | PlainBatch:
+def join(batches: Sequence[Batch]) -> Batch:
     """Several batches as objectives see one: responses and examples are counted on from batch to batch."""
     if len(batches) == 1:
         return batches[0]
     responses = np.cumsum([0, *(len(batch.length_R) for batch in batches)])
-    examples = np.cumsum([0, *(batch.examples for batch in batches)])
+    examples = np.cumsum([0, *(len(batch.weight_E) for batch in batches)])
 
     names = {name for batch in batches for name in batch.token}
 
     def cat(name: str) -> Tensor:
         return torch.cat([getattr(batch, name) for batch in batches])
 
-    def values(batch: PackedBatch, name: str) -> Tensor:
-        return batch.token.get(name, torch.full_like(batch.target_K, torch.nan, dtype=torch.float32))
+    def values(batch: Batch, name: str) -> Tensor:
+        return batch.token.get(name, torch.full_like(batch.response_K, torch.nan, dtype=torch.float32))
 
     return PlainBatch(
         response_K=torch.cat([batch.response_K + int(n) for batch, n in zip(batches, responses, strict=False)]),

@@ -27,6 +27,10 @@ class Message:
 Text = str | tuple[Message, ...]
 
 
+# In files that runs write, the column of the number that a row had where it came from: draws follow from it.
+ROW = "_row"
+
+
 @dataclass(frozen=True, slots=True)
 class Where:
     """Where a record came from, for messages: "pairs.jsonl row 12". Rows count from 0, as in Python."""

@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from preftune.data.records import Where
+from preftune.data.records import ROW, Where
 from preftune.errors import PreftuneError
 
 Row = tuple[Where, dict[str, Any]]
@@ -190,7 +190,10 @@ def _rows_of(values: Iterable[Any], name: str, broken: Told | None = None) -> It
     for index, value in enumerate(values):
         where = Where(name, index)
         if isinstance(value, Mapping):
-            yield where, dict(value)
+            row = dict(value)
+            if type(row.get(ROW)) is int and row[ROW] >= 0:
+                where = Where(name, row.pop(ROW))
+            yield where, row
             continue
         kind = {str: "text", list: "a list", type(None): "null"}.get(type(value), type(value).__name__)
         what = "" if isinstance(value, Broken) else f"is {kind}, expected an object with named fields"

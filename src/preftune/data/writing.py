@@ -8,7 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from preftune.data.records import Ranking, Record, Text
+from preftune.data.records import ROW, Ranking, Record, Text
 
 NAMES = {"response": "completion", "good": "label"}
 
@@ -17,7 +17,8 @@ def write_records(path: Path, records: Iterable[Record]) -> None:
     """Write one JSON object for each record, under names that the reader recognises."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(as_row(record), ensure_ascii=False) + "\n" for record in records)
+        rows = ({**as_row(record), ROW: record.where.row} for record in records)
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def as_row(record: Record) -> dict[str, Any]:

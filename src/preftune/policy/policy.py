@@ -47,6 +47,11 @@ class PolicyModule(nn.Module):
         """The model under PEFT's wrapper, or the model itself; not to be called for computing."""
         return base_model(self.lm)
 
+    @property
+    def _no_split_modules(self) -> list[str]:
+        """Classes of layers, each of which FSDP2 puts together as one."""
+        return sorted(getattr(self.base, "_no_split_modules", None) or ())
+
     def use_layout(self, layout: Layout) -> None:
         """Switch between trees and padded rows, and the model's attention with it."""
         if isinstance(self.base, PreTrainedModel):
@@ -76,17 +81,20 @@ class PolicyModule(nn.Module):
             self.use_layout(layout)
             self.train(training)
 
-    def forward(self, op: Literal["logps", "rows", "score"], inputs: Mapping[str, Any]) -> dict[str, Tensor]:
+    def forward(self, op: Literal["logps", "rows", "score", "call"], inputs: Mapping[str, Any]) -> dict[str, Any]:
         """What a model says about a batch's targets.
 
         Args:
             op: "logps": their log-probs. "rows": what `logits_of` makes their logits of. "score": a reward model's
-                value of each response.
-            inputs: what `forward_inputs` gives.
+                value of each response. "call": what a function makes of the language model.
+            inputs: what `forward_inputs` gives; for "call", the "function".
 
         Returns:
-            "logps_K" and the further values asked for, each of shape K; or "rows_KX"; or "reward_R".
+            "logps_K" and the further values asked for, each of shape K; or "rows_KX"; or "reward_R"; or what was
+            "found".
         """
+        if op == "call":
+            return {"found": inputs["function"](self.lm)}
         if op not in ("logps", "rows", "score"):
             raise ValueError(f"unknown op {op!r}")
         for rope in self.growing_ropes:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from preftune.data.examples import Example
 from preftune.data.packing import PackedBatch
@@ -185,14 +186,19 @@ def base_weights(lm: nn.Module) -> dict[str, Tensor]:
 def weights_hash(weights: Mapping[str, Tensor]) -> str:
     """A name for exact weights, in their precision; their order is all the same."""
 
-    def digest(name: str) -> bytes:
+    def digest(name: str, tensor: Tensor) -> bytes:
         # as plain tensors: quantised ones would move or convert themselves
-        tensor = weights[name].detach().as_subclass(torch.Tensor)
+        tensor = tensor.detach().as_subclass(torch.Tensor)
         whole = hashlib.sha256(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         flat = tensor.reshape(-1).view(torch.uint8)
         for piece in flat.split(HASHED_AT_ONCE):
             whole.update(piece.cpu().numpy())
         return whole.digest()
 
+    names = sorted(weights)
+    if any(isinstance(weights[name], DTensor) for name in names):
+        # put together one after the other, in the same order on all processes
+        whole = (w.full_tensor() if isinstance(w := weights[name], DTensor) else w for name in names)
+        return hashlib.sha256(b"".join(map(digest, names, whole))).hexdigest()
     with ThreadPoolExecutor() as pool:  # hashing lets go of the interpreter
-        return hashlib.sha256(b"".join(pool.map(digest, sorted(weights)))).hexdigest()
+        return hashlib.sha256(b"".join(pool.map(digest, names, map(weights.__getitem__, names)))).hexdigest()

@@ -15,9 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import mmap
-import os
 import struct
-import tempfile
 import time
 from collections import OrderedDict
 from collections.abc import Iterable
@@ -30,6 +28,7 @@ from numpy.typing import NDArray
 
 from preftune.data.examples import Example
 from preftune.errors import PreftuneError
+from preftune.files import write_whole
 
 # Sixteen bytes that numpy compares and sorts as one. (It reads trailing zeros as padding: harmless at one length.)
 KEY = np.dtype("S16")
@@ -182,23 +181,6 @@ class Shards:
             for shard in set(self._read) & set(self._open):
                 self._open[shard][0].madvise(mmap.MADV_DONTNEED)
             self._read.clear()
-
-
-def write_whole(path: Path, payload: bytes) -> None:
-    """Write a file under a temporary name of its own, then rename it: readers see all of it or nothing."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(payload)
-            file.flush()
-            os.fsync(file.fileno())
-        mask = os.umask(0)
-        os.umask(mask)
-        Path(temporary).chmod(0o666 & ~mask)  # as any other file: others may share the folder
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def _is_whole(path: Path) -> bool | None:

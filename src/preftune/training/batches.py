@@ -163,8 +163,12 @@ class Schedule:
         return plan_epoch(self._tokens_N, self._config, self._seed, epoch, self._least, self._kinds)
 
     def __iter__(self) -> Iterator[Indices]:
+        return self.after(0)
+
+    def after(self, done: int) -> Iterator[Indices]:
+        """The batches that follow the first `done`."""
         every = (batch for epoch in count() for batch in (self._plan(epoch) if epoch else self._epoch_0))
-        return islice(every, self.steps)
+        return islice(every, done, self.steps)
 
 
 def micro_batches(
@@ -261,3 +265,24 @@ def _dealt(
         else:
             heapq.heapreplace(heap, (used + cost, number))
     return [group for group in found if group]
+
+
+def equalised(forwards: Sequence[Sequence[int]], count: int, stand_in: int) -> tuple[list[list[int]], int]:
+    """As many forwards as other processes do: the largest are cut in two, and where each has one example left, a
+    stand-in of one example is added, which counts for nothing.
+
+    Args:
+        forwards: indices of examples.
+        count: how many forwards to do, at least as many as there are.
+        stand_in: the example to compute in vain.
+
+    Returns:
+        The forwards, and how many of the last are stand-ins.
+    """
+    found = [list(forward) for forward in forwards]
+    while len(found) < count and any(len(forward) > 1 for forward in found):
+        at = max(range(len(found)), key=lambda i: len(found[i]))
+        half = (len(found[at]) + 1) // 2
+        found[at : at + 1] = [found[at][:half], found[at][half:]]
+    missing = count - len(found)
+    return found + [[stand_in]] * missing, missing

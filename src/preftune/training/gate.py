@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from statistics import median
 
 import torch
 from torch import nn
@@ -18,6 +19,10 @@ TOLERANCE = {"no": 1e-5, "bf16": 2e-2, "fp16": 2e-3}
 
 # A loss this many times the first one (or 1, if that is more) does not come back.
 EXPLOSION = 100.0
+
+# A spike stands this many spreads above the median of the last losses, and half as high again; single batches of few
+# pairs scatter widely. Of those that follow soon after, nothing is said.
+SPIKE, SPIKE_LEAST, SPIKE_MEMORY, SPIKE_QUIET = 10.0, 16, 64, 50
 
 
 def check_start(policy: nn.Module, reference: Reference, micro: Micro, precision: str) -> float:
@@ -56,6 +61,10 @@ def check_start(policy: nn.Module, reference: Reference, micro: Micro, precision
     return gap
 
 
+class ExplosionError(PreftuneError):
+    """The weights that gave this loss are of no use any more."""
+
+
 class ExplosionGate:
     """Stops a run that will not come back: a loss beyond all bounds, or a policy that has come to know less of its own
     data than a uniform guess (norms can keep both loss and gradients of such a policy finite).
@@ -79,8 +88,9 @@ class ExplosionGate:
             rows: of the batch's examples, for the message.
 
         Raises:
-            PreftuneError: if the first loss is not finite, if a loss is more than 100 times the first one, or if chosen
-                and rejected responses are both less likely than random tokens.
+            PreftuneError: if the first loss is not finite.
+            ExplosionError: if a loss is more than 100 times the first one, or if chosen and rejected responses are both
+                less likely than random tokens.
         """
         if self.first_loss is None:
             self.first_loss = loss
@@ -88,7 +98,7 @@ class ExplosionGate:
                 where = f" (rows {sorted(set(rows))[:8]})" if rows else ""
                 raise PreftuneError(f"the first loss is {loss}{where}, before anything was trained: {UNTRAINED}")
         if abs(loss) > EXPLOSION * max(1.0, abs(self.first_loss)):
-            raise PreftuneError(
+            raise ExplosionError(
                 f"training exploded before step {step}: the loss is {loss:.3g}, and was {self.first_loss:.3g} in the "
                 "first: lower optim.learning_rate, or look at the objective's settings"
             )
@@ -100,7 +110,42 @@ class ExplosionGate:
         if self.start is None:
             self.start = best
         if self.start > 0.7 * self.guess and not best > 0.98 * self.guess:
-            raise PreftuneError(
+            raise ExplosionError(
                 f"training exploded before step {step}: the policy gives its data {best:.3g} nats per token, a uniform "
                 f"guess {self.guess:.3g}, its start {self.start:.3g}: lower optim.learning_rate"
             )
+
+
+class SpikeWatch:
+    """Says so when the loss of a batch stands far above those before it.
+
+    Attributes:
+        losses: of the last steps, for a checkpoint.
+        said: the step of the last warning.
+    """
+
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+        self.said = -SPIKE_QUIET
+
+    def check(self, loss: float, step: int, rows: Sequence[int]) -> str | None:
+        """A warning, if there is reason for one.
+
+        Args:
+            loss: of the batch.
+            step: number of the optimiser step (from 1).
+            rows: of the batch's examples.
+        """
+        before = self.losses[-SPIKE_MEMORY:]
+        self.losses = [*before, loss][-SPIKE_MEMORY:]
+        if len(before) < SPIKE_LEAST or step - self.said < SPIKE_QUIET:
+            return None
+        middle = median(before)
+        spread = 1.4826 * median(abs(value - middle) for value in before)  # a standard deviation, for normal losses
+        if loss - middle <= max(SPIKE * spread, 0.5 * abs(middle)):
+            return None
+        self.said = step
+        return (
+            f"the loss of step {step} is {loss:.3g}, far above the {middle:.3g} of the steps before (rows "
+            f"{sorted(set(rows))[:8]}): look at these rows; if it happens again, lower optim.learning_rate"
+        )

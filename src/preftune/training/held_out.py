@@ -14,6 +14,7 @@ from preftune.evaluation.sampling import sample
 from preftune.policy.policy import PolicyModule
 from preftune.training import metrics
 from preftune.training.batches import SAMPLING, torch_seed
+from preftune.training.engine import used
 from preftune.training.step import Micro, States, Step
 
 
@@ -36,7 +37,7 @@ class HeldOut:
     Args:
         step: scores them.
         micros: forwards over them.
-        examples: the same in the order of the forwards.
+        examples: the same in the order of the forwards, those of all processes.
     """
 
     def __init__(self, step: Step, micros: Sequence[Micro], examples: Iterable[Example]) -> None:
@@ -46,7 +47,7 @@ class HeldOut:
 
     def evaluate(self, states: States) -> dict[str, Any]:
         """Metrics of the policy as it is; the first call is taken as the start."""
-        scored = self.step.evaluate(self.micros, states)
+        scored = self.step.whole([self.step.evaluate(self.micros, states)])[0]
         table = metrics.table(scored.columns)
         if self.start is None:
             self.start = table
@@ -62,8 +63,9 @@ def answers(
     seed: int,
 ) -> list[dict[str, Any]]:
     """The policy's answer to each prompt, as text; the same random numbers every time."""
-    with policy.generating() as lm:
-        sampled = sample(
+    sampled = used(
+        policy,
+        lambda lm: sample(
             lm,
             prompts,
             max_new_tokens=config.max_new_tokens,
@@ -71,7 +73,8 @@ def answers(
             seed=torch_seed(seed, SAMPLING),
             end_ids=end_ids,
             pad_id=tokenizer.pad_token_id or 0,
-        )
+        ),
+    )
     return [
         {
             "prompt": tokenizer.decode(prompt, skip_special_tokens=False),

@@ -123,6 +123,8 @@ def foresee(step: Step, config: RunConfig, feed: Feed, schedule: Schedule, examp
     """
     if not config.train.check_memory:
         return {"said": "nobody looked at whether this fits into memory: train.check_memory=false"}
+    if step.accelerator.is_fsdp2:
+        return {"said": "no estimate of memory: weights are sharded"}
     lengths_N3 = lengths(examples.train)
     trained = [feed.cut(batch, lengths_N3) for batch in heaviest(schedule, feed.costs(lengths_N3))]
     again = any(len(forwards) > 1 for forwards in trained)

@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 
 from preftune.data.examples import Example
 from preftune.errors import PreftuneError
+from preftune.files import write_whole
 from preftune.policy.layout import TOLERANCE, choose_layout, tree_error
 from preftune.policy.loading import ModelConfig, load
 from preftune.policy.policy import PolicyModule
@@ -34,8 +35,9 @@ from preftune.policy.reference import (
     StoredReference,
     weights_hash,
 )
-from preftune.policy.stored import Shards, keys_of, write_whole
+from preftune.policy.stored import Shards, keys_of
 from preftune.training.batches import lengths
+from preftune.training.processes import Group
 from preftune.training.progress import Bar
 from preftune.training.step import Micro
 
@@ -115,6 +117,7 @@ def stored_reference(
     precision: str,
     root: Path,
     show: bool = False,
+    group: Group | None = None,
 ) -> StoredReference:
     """Log-probs of every example under the live reference, computed where they are not stored yet, and stored.
 
@@ -133,10 +136,12 @@ def stored_reference(
         precision: of the computation, in Accelerate's words.
         root: folder of all stored log-probs.
         show: draw a progress bar.
+        group: the processes that share the pass; none: this one alone.
 
     Raises:
-        PreftuneError: if the folder cannot be written to.
+        PreftuneError: if the folder cannot be written to, or is not the same for all processes.
     """
+    group = group or Group()
     basis = json.dumps(identity(live, precision), indent=1, sort_keys=True, default=str)
     shards = Shards(root / hashlib.sha256(basis.encode()).hexdigest()[:32])
     notes = [
@@ -144,17 +149,24 @@ def stored_reference(
         for name in shards.damaged
     ]
     keys_N = keys_of(chain.from_iterable(sides))
-    there_N = shards.has(keys_N)
+    there_N = group.told(shards.has(keys_N))  # before anybody adds to it
     if not there_N.all():
         try:
             shards.folder.mkdir(parents=True, exist_ok=True)
             write_whole(shards.folder / "identity.json", basis.encode())
-            _compute(live, sides, keys_N, there_N, forwards, shards, show)
+            _compute(live, sides, keys_N, there_N, forwards, shards, show, group)
         except OSError as error:
             raise PreftuneError(
                 f"cannot keep the reference's log-probs in {shards.folder}: {error.strerror}; name another folder "
                 "(reference.folder), or set reference.kind to live"
             ) from error
+    group.wait()
+    shards.refresh()
+    if not shards.has(keys_N).all():
+        raise PreftuneError(
+            f"process {group.index} of {group.size} does not find the reference's log-probs that others stored in "
+            f"{shards.folder}: name a folder that all machines share (reference.folder)"
+        )
     reused = int(there_N.sum())
     notes.append(
         f"log-probs of the reference: {reused} of {len(keys_N)} examples reused, {len(keys_N) - reused} computed "
@@ -196,24 +208,34 @@ def _compute(
     forwards: Forwards,
     shards: Shards,
     show: bool,
+    group: Group,
 ) -> None:
     """The pass: forwards of what is missing, in shards."""
     groups = _missing_groups(live.module.layout, sides, keys_N, there_N, forwards)
-    # Runs that were started together go about it in different orders, look at each other's shards, and share the work.
-    secrets.SystemRandom().shuffle(groups)
+    alone = group.size == 1
+    if alone:
+        # runs started together go about it in different orders, look at each other's shards, and share the work
+        secrets.SystemRandom().shuffle(groups)
+    else:  # in step with each other: one forward of each process at a time
+        own = range(group.index, -(-len(groups) // group.size) * group.size, group.size)
+        groups = [groups[i] if i < len(groups) else [] for i in own]
+        in_vain = min(np.flatnonzero(~there_N).tolist(), key=lambda i: _at(sides, i).tokens)
     done: list[tuple[NDArray[np.bytes_], list[int], NDArray[np.float32]]] = []
     begun = time.monotonic()
-    with Bar(sum(len(group) for group in groups), show, title="reference") as bar:
-        for group in groups:
-            if not shards.has(keys_N[group]).all():
-                examples = [_at(sides, index) for index in group]
+    with Bar(sum(map(len, groups)), show, title="reference") as bar:
+        for forward in groups:
+            if not forward:
+                examples = [_at(sides, in_vain)]
+                live.logps(forwards.prepare(examples).batch, examples)
+            elif not alone or not shards.has(keys_N[forward]).all():
+                examples = [_at(sides, index) for index in forward]
                 logps_K = live.logps(forwards.prepare(examples).batch, examples).logps_K.float().cpu().numpy()
-                done.append((keys_N[group], [sum(r.length for r in e.responses) for e in examples], logps_K))
+                done.append((keys_N[forward], [sum(r.length for r in e.responses) for e in examples], logps_K))
                 large = sum(part[2].nbytes for part in done) >= SHARD_BYTES
                 if large or time.monotonic() - begun >= SHARD_SECONDS:
                     _write(shards, done)
                     done, begun = [], time.monotonic()
-            bar.advance(len(group))
+            bar.advance(len(forward))
         if done:
             _write(shards, done)
 

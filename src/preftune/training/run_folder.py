@@ -10,7 +10,8 @@ import shlex
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping
+import weakref
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -19,8 +20,16 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from preftune.errors import PreftuneError
+from preftune.files import settle, write_whole
 
-FILES = {"config.yaml", "manifest.json", "metrics.jsonl", "samples.jsonl", "summary.json", "report.html"}
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+PACKAGES = ("preftune", "torch", "transformers", "peft", "accelerate", "tokenizers")
+LINES = ("metrics.jsonl", "samples.jsonl")
+FILES = {"config.yaml", "manifest.json", *LINES, "summary.json", "report.html", "failure.json"}
 
 
 class OutputConfig(BaseModel):
@@ -30,8 +39,16 @@ class OutputConfig(BaseModel):
 
     path: str | None = Field(None, description="run folder; none: runs/<objective>-<time>")
     overwrite: bool = Field(False, description="replace a run folder that is already there")
-    save_every: int | None = Field(None, ge=1, description="optimiser steps between two saved models; none: at the end")
-    keep: int = Field(2, ge=1, description="saved models to keep besides the last one")
+    save_every: int | None = Field(
+        None, ge=1, description="optimiser steps between two checkpoints; none: by time alone"
+    )
+    save_minutes: float | None = Field(
+        15.0, gt=0, allow_inf_nan=False, description="minutes between two checkpoints; none: by steps alone"
+    )
+    keep_last: int = Field(2, ge=1, description="newest checkpoints to keep")
+    keep_best: str | None = Field(
+        None, description="held-out metric, such as loss or preference_accuracy, whose best checkpoint is kept as well"
+    )
     trackers: list[str] = Field(default_factory=list, description="also log to these: tensorboard, wandb, mlflow, ...")
 
 
@@ -41,22 +58,24 @@ class RunFolder:
     def __init__(self, path: Path, replaced: Path | None = None) -> None:
         """`replaced` is where the run that was there before is kept until `keep` or `discard`."""
         self.path, self.replaced = path, replaced
+        self._unlock: Callable[[], object] | None = None
 
-    @staticmethod
-    def check(path: Path, overwrite: bool = False) -> None:
+    @classmethod
+    def check(cls, path: Path, overwrite: bool = False) -> None:
         """Refuse a folder that `create` would refuse, as far as that shows without touching anything.
 
         Raises:
             PreftuneError: if there is something there already that must not be replaced.
         """
-        if path.is_dir() and not any(path.iterdir()):
+        if path.is_dir() and _never_began(path):
             return
         if path.exists() and not overwrite:
             unfinished = (path / "config.yaml").is_file() and not (path / "summary.json").is_file()
             what = "holds a run that did not finish" if unfinished else "exists and is not empty"
+            go_on = f"go on with it (preftune train --resume {path}), " if unfinished else ""
             raise PreftuneError(
-                f"output.path {path} {what}: name another folder, or let it be replaced (output.overwrite=true; in the "
-                "demo --overwrite)"
+                f"output.path {path} {what}: {go_on}name another folder, or let it be replaced (output.overwrite=true; "
+                "in the demo --overwrite)"
             )
         if path.exists() and not (path / "config.yaml").is_file():
             raise PreftuneError(f"output.path {path} is no run folder, so it is not overwritten: name another folder")
@@ -65,6 +84,8 @@ class RunFolder:
                 f"output.path {path} would be replaced, but it holds {foreign[0]}, which no run wrote: move it, or "
                 "name another folder"
             )
+        if path.exists():
+            cls(path).lock().unlock()
         above = next(folder for folder in path.absolute().parents if folder.exists())
         if not (above.is_dir() and os.access(above, os.W_OK)):
             raise PreftuneError(f"cannot write to output.path {path}: {above} is no folder that may be written to")
@@ -79,7 +100,9 @@ class RunFolder:
         cls.check(path, overwrite)
         replaced = None
         try:
-            if path.exists() and any(path.iterdir()):
+            if path.exists() and _never_began(path):
+                shutil.rmtree(path)
+            elif path.exists():
                 replaced = path.with_name(f".{path.name}.replaced-{os.getpid()}")
                 path.rename(replaced)
             path.mkdir(parents=True, exist_ok=True)
@@ -87,7 +110,78 @@ class RunFolder:
                 pass
         except OSError as error:
             raise PreftuneError(f"cannot write to output.path {path}: {error.strerror}") from error
-        return cls(path, replaced)
+        return cls(path, replaced).lock()
+
+    @classmethod
+    def reopen(cls, path: Path) -> RunFolder:
+        """The folder of a run that is to go on.
+
+        Raises:
+            PreftuneError: if it is none, or a process still trains in it.
+        """
+        cls.check_run(path)
+        return cls(path).lock()
+
+    @staticmethod
+    def check_run(path: Path) -> None:
+        """Refuse a folder that holds no run.
+
+        Raises:
+            PreftuneError: names it.
+        """
+        if not (path / "config.yaml").is_file():
+            raise PreftuneError(
+                f"{path} is no run folder, it has no config.yaml: name the output.path of a run that was stopped"
+            )
+
+    def lock(self) -> RunFolder:
+        """Keep other processes from training in this folder; until `unlock`, or the end of this object or process.
+
+        Raises:
+            PreftuneError: if another one trains in it.
+        """
+        if fcntl is not None and self._unlock is None:
+            handle = os.open(self.path, os.O_RDONLY)
+            self._unlock = weakref.finalize(self, os.close, handle)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                self.unlock()
+                raise PreftuneError(
+                    f"another process is training in {self.path}: wait until it has ended, or name another folder"
+                ) from None
+            except OSError:  # a file system that knows no locks
+                self.unlock()
+        return self
+
+    def unlock(self) -> None:
+        """Let other processes in."""
+        if self._unlock is not None:
+            self._unlock()
+            self._unlock = None
+
+    def sizes(self) -> dict[str, int]:
+        """How long the files are that grow by lines, in bytes."""
+        return {name: (self.path / name).stat().st_size if (self.path / name).exists() else 0 for name in LINES}
+
+    def cut(self, sizes: Mapping[str, int]) -> None:
+        """Take away the lines that came after `sizes`, and what a killed process left half-written.
+
+        Raises:
+            PreftuneError: if a file is shorter than it was.
+        """
+        for name in LINES:
+            path, size = self.path / name, sizes.get(name, 0)
+            if (path.stat().st_size if path.exists() else 0) < size:
+                raise PreftuneError(
+                    f"{path} is shorter than it was at the checkpoint (by then {size} bytes): restore it, or delete "
+                    "the checkpoint to go on from an earlier one"
+                )
+            if path.exists():
+                os.truncate(path, size)
+        for left in self.path.glob(".*.tmp"):
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+        (self.path / "failure.json").unlink(missing_ok=True)
 
     def keep(self) -> None:
         """The run has begun: let go of the one that it replaces."""
@@ -97,6 +191,7 @@ class RunFolder:
 
     def discard(self) -> None:
         """Remove the folder, of a run that never began, and put back what was there before."""
+        self.unlock()
         shutil.rmtree(self.path)
         if self.replaced is not None:
             self.replaced.rename(self.path)
@@ -107,16 +202,56 @@ class RunFolder:
 
     def write_manifest(self, **values: Any) -> None:
         """Keep versions, command and what else says how the run came about."""
-        packages = ("preftune", "torch", "transformers", "peft", "accelerate", "tokenizers")
         manifest = {
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
-            "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]) if sys.argv[0] else "python",
+            "folder": str(Path.cwd()),
+            "command": _command(),
             "python": platform.python_version(),
             "platform": platform.platform(),
-            "versions": {name: version(name) for name in packages},
+            "versions": self.versions(),
             **values,
         }
         self._write("manifest.json", to_json(manifest, indent=2))
+
+    def manifest(self) -> dict[str, Any]:
+        """What `write_manifest` kept.
+
+        Raises:
+            PreftuneError: if it cannot be read.
+        """
+        try:
+            values: dict[str, Any] = json.loads((self.path / "manifest.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise PreftuneError(f"{self.path / 'manifest.json'} cannot be read ({error}): restore it") from error
+        return values
+
+    @staticmethod
+    def versions() -> dict[str, str]:
+        """Of preftune, and of what its numbers depend on."""
+        return {name: version(name) for name in PACKAGES}
+
+    def go_on(self, config: str, step: int, sizes: Mapping[str, int], changes: Sequence[str]) -> None:
+        """Make ready for a run that goes on.
+
+        Args:
+            config: as resolved now.
+            step: optimiser steps done.
+            sizes: how long the files were then that grow by lines.
+            changes: keys that have changed, for the manifest.
+
+        Raises:
+            PreftuneError: if a file is shorter than it was.
+        """
+        self.cut(sizes)
+        again = {"at": datetime.now(UTC).isoformat(timespec="seconds"), "step": step, "changes": list(changes)}
+        again |= {"command": _command(), "versions": self.versions()}
+        values = self.manifest()
+        self._write("manifest.json", to_json({**values, "resumed": [*values.get("resumed", []), again]}, indent=2))
+        self.write_config(config)
+
+    def write_failure(self, **values: Any) -> None:
+        """Keep what is known of the batch that stopped the run."""
+        self._write("failure.json", to_json(values, indent=2))
 
     def append_metrics(self, values: Mapping[str, Any]) -> None:
         """Add one line to metrics.jsonl, on disk when this returns."""
@@ -138,6 +273,7 @@ class RunFolder:
         if target.exists():
             target.rename(old)
         source.rename(target)
+        settle(target.parent)
         shutil.rmtree(old, ignore_errors=True)
 
     def _append(self, name: str, lines: Iterable[Mapping[str, Any]]) -> None:
@@ -147,9 +283,44 @@ class RunFolder:
             os.fsync(file.fileno())
 
     def _write(self, name: str, text: str) -> None:
-        temporary = self.path / f".{name}.tmp"
-        temporary.write_text(text + ("" if text.endswith("\n") else "\n"), encoding="utf-8")
-        temporary.replace(self.path / name)
+        write_whole(self.path / name, (text + ("" if text.endswith("\n") else "\n")).encode())
+
+
+def _command() -> str:
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]) if sys.argv[0] else "python"
+
+
+def _never_began(path: Path) -> bool:
+    """True for an empty folder, and for one that a process was killed in before its run began."""
+    names = {one.name for one in path.iterdir()}
+    names = {name for name in names if not (name.startswith(".") and name.endswith(".tmp"))}
+    return not names or ("manifest.json" in names and names <= {"manifest.json", "data"})
+
+
+class Onlooker(RunFolder):
+    """The run folder as processes see it that write nothing: the main process does."""
+
+    def keep(self) -> None:  # noqa: D102
+        pass
+
+    def discard(self) -> None:  # noqa: D102
+        pass
+
+    def lock(self) -> RunFolder:  # noqa: D102
+        return self
+
+    def cut(self, sizes: Mapping[str, int]) -> None:  # noqa: D102
+        pass
+
+    def replace_folder(self, name: str, source: Path) -> None:  # noqa: D102
+        pass
+
+    def _append(self, name: str, lines: Iterable[Mapping[str, Any]]) -> None:
+        for _ in lines:  # what they are made by may have to run on all processes
+            pass
+
+    def _write(self, name: str, text: str) -> None:
+        pass
 
 
 def _is_foreign(path: Path) -> bool:

@@ -7,9 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from preftune.errors import PreftuneError
+from preftune.files import settle_all
 from preftune.policy.policy import base_model
 from preftune.quiet import without_progress_bars
 from preftune.training.run_folder import RunFolder
@@ -54,34 +58,60 @@ def save(
     state: Mapping[str, Any],
     card: str | None = None,
 ) -> Path:
-    """Save weights (safetensors), tokenizer and card under `name` in the run folder, whole or not at all.
+    """Save a model under `name` in the run folder, whole or not at all; arguments as of `write_model`.
+
+    Raises:
+        PreftuneError: if the disk does not take it.
+    """
+    temporary = folder.path / f".{name}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir(parents=True)
+        write_model(temporary, lm, tokenizer, state, card)
+        settle_all(temporary)
+        folder.replace_folder(name, temporary)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise PreftuneError(
+            f"cannot write {folder.path / name} ({error.strerror or error}): make room there, then go on with: "
+            f"preftune train --resume {folder.path}"
+        ) from error
+    return folder.path / name
+
+
+def write_model(
+    folder: Path,
+    lm: nn.Module,
+    tokenizer: PreTrainedTokenizerBase | None,
+    state: Mapping[str, Any],
+    card: str | None = None,
+) -> None:
+    """Write weights (safetensors), tokenizer and card into a folder.
 
     Args:
-        folder: the run.
-        name: folder name inside it.
+        folder: is there.
         lm: the language model (or its adapter, if PEFT made one).
         tokenizer: saved beside it, if there is one.
         state: the state dict to save (gathered from all processes).
         card: text of its README.md.
-    """
-    temporary = folder.path / f".{name.replace('/', '-')}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    if isinstance(lm, PreTrainedModel) or hasattr(lm, "peft_config"):
-        _name_base_absolutely(lm)
-        with without_progress_bars():
-            lm.save_pretrained(temporary, state_dict=dict(state))  # type: ignore[operator]
-    else:
-        from safetensors.torch import save_file
 
-        # copies, because tied weights are refused: their places in the file must not overlap
-        save_file({key: value.contiguous().clone() for key, value in state.items()}, temporary / "model.safetensors")
-    if tokenizer is not None:
-        tokenizer.save_pretrained(temporary)
+    Raises:
+        OSError: if the disk does not take it.
+    """
+    try:
+        if isinstance(lm, PreTrainedModel) or hasattr(lm, "peft_config"):
+            _name_base_absolutely(lm)
+            with without_progress_bars():
+                lm.save_pretrained(folder, state_dict=dict(state))  # type: ignore[operator]
+        else:
+            # copies, because tied weights are refused: their places in the file must not overlap
+            save_file({key: value.contiguous().clone() for key, value in state.items()}, folder / "model.safetensors")
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
+    except SafetensorError as error:  # which is how it reports a full disk
+        raise OSError(str(error)) from error
     if card is not None:
-        (temporary / "README.md").write_text(card, encoding="utf-8")
-    folder.replace_folder(name, temporary)
-    return folder.path / name
+        (folder / "README.md").write_text(card, encoding="utf-8")
 
 
 def _name_base_absolutely(lm: nn.Module) -> None:

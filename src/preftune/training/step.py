@@ -29,7 +29,10 @@ from preftune.objectives.registry import Term
 from preftune.policy.policy import logps, rewards
 from preftune.policy.reference import Reference
 from preftune.training.batches import DROPOUT, torch_seed
+from preftune.training.engine import whole
+from preftune.training.exchange import exchanged
 from preftune.training.metrics import Seen, columns, observe
+from preftune.training.processes import current
 
 States = tuple[State, ...]
 WITH_GRADIENT = ("logps_K", "kl_K", "reward_R")  # the fields of LogProbs through which objectives reach the policy
@@ -40,16 +43,20 @@ UNTRAINED = "look at the objective's settings and at the weights of its rows"
 
 @dataclass(frozen=True)
 class Micro:
-    """One forward's worth of a batch: the examples, and the same as tensors on the policy's device."""
+    """One forward's worth of a batch: the examples, and the same as tensors on the policy's device. A stand-in is
+    computed only because other processes have as many forwards: it counts for nothing."""
 
     examples: Sequence[Example]
     batch: PackedBatch
+    stand_in: bool = False
 
 
 @dataclass(frozen=True)
 class Scored:
     """An optimiser batch as the objective sees it. Its tensors are where they were computed: each question for a value
     makes a device finish its work first, and `fetch` asks for those of many batches at once.
+
+    Of several processes, each has its own part, until `Step.whole` puts the parts together.
 
     Attributes:
         losses: of each forward: the loss is their sum.
@@ -59,6 +66,8 @@ class Scored:
         step: number of the optimiser step, from 0.
         rows: of the examples.
         scaled: True if a loss scaler decides which steps are taken (fp16): it skips those that are not finite.
+        tokens: that were read.
+        computed: the same with padding and stand-ins.
     """
 
     losses: tuple[Tensor, ...]
@@ -68,6 +77,8 @@ class Scored:
     step: int = 0
     rows: tuple[int, ...] = ()
     scaled: bool = False
+    tokens: int = 0
+    computed: int = 0
 
     @cached_property
     def loss(self) -> float:
@@ -83,6 +94,17 @@ class Scored:
     def gradient_norm(self) -> float | None:
         """Before clipping; None in evaluation."""
         return None if self.norm is None else float(self.norm)
+
+    def with_parts(self, parts: Sequence[Scored]) -> Scored:
+        """The whole batch, of which each process had a part."""
+        return replace(
+            self,
+            losses=tuple(loss for part in parts for loss in part.losses),
+            seen=tuple(piece for part in parts for piece in part.seen),
+            rows=tuple(row for part in parts for row in part.rows),
+            tokens=sum(part.tokens for part in parts),
+            computed=sum(part.computed for part in parts),
+        )
 
     def require_finite(self) -> None:
         """Say so if the gradient was not finite.
@@ -170,6 +192,7 @@ class Step:
         self.accelerator, self.seed = accelerator, seed
         self.needs = frozenset[str]().union(*(term.objective.needs for term in terms))
         self.scaled = accelerator.mixed_precision == "fp16"
+        self.group = current()
         self.failed: Tensor | None = None  # 1 once a gradient was not finite, and from then on
 
     def train(
@@ -180,12 +203,13 @@ class Step:
         step: int,
         max_grad_norm: float | None,
     ) -> Scored:
-        """One optimiser step; it is not taken, nor is any after it, if the gradient is not finite.
+        """One optimiser step: `gradient`, then `take`."""
+        scored = self.gradient(micros, states, step, max_grad_norm)
+        self.take(optimizer, scored)
+        return scored
 
-        Raises:
-            PreftuneError: if the gradient is not finite and only the host can keep the optimiser from its step;
-                otherwise `Scored.require_finite` says so, whenever it is asked.
-        """
+    def gradient(self, micros: Sequence[Micro], states: States, step: int, max_grad_norm: float | None) -> Scored:
+        """Gradients of an optimiser batch, clipped; no weight has changed when this returns."""
         totals = self._totals(micros)
         self.policy.train()
         if any(term.objective.couples for term in self.terms):
@@ -194,12 +218,19 @@ class Step:
             losses, seen = self._backward_apart(micros, totals, states, step)
             after = states
         norm = self._gradient_norm(max_grad_norm)
-        rows = tuple(example.row for micro in micros for example in micro.examples)
-        scored = Scored(losses, seen, after, norm, step, rows, self.scaled)
+        return Scored(losses, seen, after, norm, step, scaled=self.scaled, **_counts(micros))
+
+    def take(self, optimizer: torch.optim.Optimizer, scored: Scored) -> None:
+        """Change the weights by the gradients of `scored`; they stay, now and in all later steps, if a gradient was
+        not finite.
+
+        Raises:
+            PreftuneError: if the gradient is not finite and only the host can keep the optimiser from its step;
+                otherwise `Scored.require_finite` says so, whenever it is asked.
+        """
         self._hold_back(optimizer, scored)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        return scored
 
     def _hold_back(self, optimizer: torch.optim.Optimizer, scored: Scored) -> None:
         """Keep the optimiser from a step that is not finite, and from all later ones. Fused optimisers read a flag on
@@ -219,20 +250,33 @@ class Step:
     def evaluate(self, micros: Sequence[Micro], states: States) -> Scored:
         """The same without gradient, dropout or change of state, over any number of micro-batches."""
         totals, training = self._totals(micros), self.policy.training
-        # examples that do not depend on each other are looked at one forward after the other: there may be many
-        parts = [micros] if any(term.objective.couples for term in self.terms) else ([micro] for micro in micros)
         losses, seen = list[Tensor](), list[Seen]()
         self.policy.eval()
         try:
-            for part in parts:
-                policy = LogProbs.join([self._policy(micro) for micro in part])
-                batch, reference = join([micro.batch for micro in part]), self._reference(part)
+            if any(term.objective.couples for term in self.terms):
+                policy, reference, batch, _ = self._everything(micros, [self._policy(micro) for micro in micros])
                 loss, outcomes = self._loss(policy, reference, batch, totals, states)
-                losses.append(loss)
-                seen.append(observe(policy, reference, outcomes[0], batch))
+                if self.group.main:  # all processes have found the same
+                    losses.append(loss)
+                    seen.append(observe(policy, reference, outcomes[0], batch))
+            else:  # one forward after the other: there may be many
+                for micro in micros:
+                    policy, reference = self._policy(micro), self._reference(micro)
+                    if not micro.stand_in:
+                        loss, outcomes = self._loss(policy, reference, micro.batch, totals, states)
+                        losses.append(loss)
+                        seen.append(observe(policy, reference, outcomes[0], micro.batch))
         finally:
             self.policy.train(training)
         return Scored(tuple(losses), tuple(seen), states)
+
+    def whole(self, many: Sequence[Scored]) -> list[Scored]:
+        """The same on the host, the parts of all processes put together; to be asked for by all of them at once."""
+        found = fetch(many)
+        if self.group.size == 1:
+            return found
+        parts = self.group.gathered([replace(one, states=()) for one in found])
+        return [one.with_parts(of_all) for one, of_all in zip(found, zip(*parts, strict=True), strict=True)]
 
     def _backward_apart(
         self, micros: Sequence[Micro], totals: Sequence[Tensor], states: States, step: int
@@ -241,9 +285,12 @@ class Step:
         losses, pieces = list[Tensor](), list[Seen]()
         for number, micro in enumerate(micros):
             self._seed(step, number)
-            reference = self._reference([micro])
+            reference = self._reference(micro)
             with self._syncing(number, micros):
                 policy = self._policy(micro)
+                if micro.stand_in:
+                    self.accelerator.backward(_nothing(policy))
+                    continue
                 value, outcomes = self._loss(policy, reference, micro.batch, totals, states)
                 self.accelerator.backward(value * self.accelerator.num_processes)
             losses.append(value.detach())
@@ -253,29 +300,51 @@ class Step:
     def _backward_coupled(
         self, micros: Sequence[Micro], totals: Sequence[Tensor], states: States, step: int
     ) -> tuple[tuple[Tensor, ...], tuple[Seen, ...], States]:
-        """Gradients where examples depend on each other: the objective sees the whole batch at once, from a pass
-        without gradient; then each forward is repeated with its seed and its targets' gradients are sent back."""
+        """Gradients where examples depend on each other: the objective sees the whole batch at once, that of all
+        processes, from a pass without gradient; then each forward is repeated with its seed and its targets' gradients
+        are sent back."""
         found = []
         with torch.no_grad():
             for number, micro in enumerate(micros):
                 self._seed(step, number)
                 found.append(self._policy(micro))
-        policy, leaves = _as_leaves(LogProbs.join(found))
-        batch = join([micro.batch for micro in micros])
-        reference = self._reference(micros)
+        policy, reference, batch, before = self._everything(micros, found)
+        policy, leaves = _as_leaves(policy)
         value, outcomes = self._loss(policy, reference, batch, totals, states)
         gradients = dict(
             zip(leaves, torch.autograd.grad(value, list(leaves.values()), materialize_grads=True), strict=True)
         )
-        pieces = {name: each.split([len(getattr(one, name)) for one in found]) for name, each in gradients.items()}
+        at = dict(before)
         for number, micro in enumerate(micros):
             self._seed(step, number)
             with self._syncing(number, micros):
                 again = self._policy(micro)
-                pulled = sum((getattr(again, name) * piece[number]).sum() for name, piece in pieces.items())
+                pulled = _nothing(again) if micro.stand_in else again.logps_K.new_zeros(())
+                for name, gradient in gradients.items() if not micro.stand_in else ():
+                    size = len(getattr(again, name))
+                    pulled = pulled + (getattr(again, name) * gradient[at[name] : at[name] + size]).sum()
+                    at[name] += size
                 self.accelerator.backward(pulled * self.accelerator.num_processes)
-        seen = observe(policy, reference, outcomes[0], batch)
-        return (value.detach(),), (seen,), tuple(outcome.state for outcome in outcomes)
+        after = tuple(outcome.state for outcome in outcomes)
+        if not self.group.main:  # all processes have found the same
+            return (), (), after
+        return (value.detach(),), (observe(policy, reference, outcomes[0], batch),), after
+
+    def _everything(
+        self, micros: Sequence[Micro], found: Sequence[LogProbs]
+    ) -> tuple[LogProbs, LogProbs | None, Batch, dict[str, int]]:
+        """The forwards of all processes as one (see `exchanged`)."""
+        references = [self._reference(micro) for micro in micros]
+        real = [number for number, micro in enumerate(micros) if not micro.stand_in]
+        own = None
+        if real:
+            reference = [one for number in real if (one := references[number]) is not None]
+            own = (
+                LogProbs.join([found[number] for number in real]),
+                LogProbs.join(reference) if reference else None,
+                join([micros[number].batch for number in real]),
+            )
+        return exchanged(self.group, own, found[0].logps_K.device)
 
     def _loss(
         self, policy: LogProbs, reference: LogProbs | None, batch: Batch, totals: Sequence[Tensor], states: States
@@ -297,16 +366,16 @@ class Step:
             other = self.reference.logits(micro.batch, micro.examples)
         return logps(self.policy, micro.batch, self.needs, other)
 
-    def _reference(self, micros: Sequence[Micro]) -> LogProbs | None:
-        if self.reference is None:
-            return None
-        return LogProbs.join([self.reference.logps(micro.batch, micro.examples) for micro in micros])
+    def _reference(self, micro: Micro) -> LogProbs | None:
+        return None if self.reference is None else self.reference.logps(micro.batch, micro.examples)
 
     def _totals(self, micros: Sequence[Micro]) -> list[Tensor]:
         """Sum of each term's example weights over micro-batches and processes; 1 if all are 0, as the loss then is."""
         totals = []
         for term in self.terms:
-            total = torch.stack([term.objective.weight_E(micro.batch).sum() for micro in micros]).sum()
+            # of a stand-in none, but its tensor says on which device and in which precision
+            every = [(term.objective.weight_E(micro.batch).sum(), not micro.stand_in) for micro in micros]
+            total = torch.stack([weight * counts for weight, counts in every]).sum()
             total = self.accelerator.reduce(total, "sum")
             totals.append(torch.where(total == 0, torch.ones_like(total), total))
         return totals
@@ -316,13 +385,30 @@ class Step:
         torch.manual_seed(torch_seed(self.seed, DROPOUT, step, number, self.accelerator.process_index))
 
     def _syncing(self, number: int, micros: Sequence[Micro]) -> AbstractContextManager[Any]:
-        """Processes exchange gradients in the last backward of a step only."""
-        return nullcontext() if number == len(micros) - 1 else self.accelerator.no_sync(self.policy)
+        """Processes exchange gradients in the last backward of a step only; where weights are sharded, in each, because
+        gradients that wait would have to be whole."""
+        last = number == len(micros) - 1 or self.accelerator.is_fsdp2
+        return nullcontext() if last else self.accelerator.no_sync(self.policy)
 
     def _gradient_norm(self, max_grad_norm: float | None) -> Tensor:
         limit = float("inf") if max_grad_norm is None else max_grad_norm
         norm = self.accelerator.clip_grad_norm_(self.policy.parameters(), limit)
-        return torch.as_tensor(norm)
+        return whole(torch.as_tensor(norm))
+
+
+def _counts(micros: Sequence[Micro]) -> dict[str, Any]:
+    """What `Scored` says of the size of a batch."""
+    real = [micro for micro in micros if not micro.stand_in]
+    return {
+        "rows": tuple(example.row for micro in real for example in micro.examples),
+        "tokens": sum(micro.batch.real_tokens for micro in real),
+        "computed": sum(micro.batch.tokens for micro in micros),
+    }
+
+
+def _nothing(found: LogProbs) -> Tensor:
+    """Zero, which depends on everything that a forward gave."""
+    return torch.stack([0 * v.sum() for name in WITH_GRADIENT if (v := getattr(found, name)) is not None]).sum()
 
 
 def _as_leaves(found: LogProbs) -> tuple[LogProbs, dict[str, Tensor]]:

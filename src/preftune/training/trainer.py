@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import math
-import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing, nullcontext
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from preftune.cache import cache_folder
-from preftune.config import RunConfig, TrainConfig
+from preftune.config import RunConfig
 from preftune.data.dataset import Examples
 from preftune.errors import PreftuneError
 from preftune.objectives.registry import Term
@@ -32,39 +28,25 @@ from preftune.policy.reference import Reference
 from preftune.policy.tiled_head import release
 from preftune.training import metrics
 from preftune.training.batches import Schedule, lengths
+from preftune.training.engine import make_accelerator, prepare, prepare_reference, used, whole_state
 from preftune.training.feed import Feed
-from preftune.training.gate import ExplosionGate, check_start
+from preftune.training.gate import ExplosionError, ExplosionGate, SpikeWatch, check_start
 from preftune.training.held_out import HeldOut, answers, fixed_prompts
+from preftune.training.keeper import Keeper
 from preftune.training.memory import foresee
 from preftune.training.optim import UNUSUAL_RATE, default_learning_rate, optimizer, rate_at
+from preftune.training.processes import current
 from preftune.training.progress import Bar
 from preftune.training.references import Forwards, live_reference, reference_for, stored_reference
 from preftune.training.run_folder import RunFolder
-from preftune.training.saving import save
-from preftune.training.step import Scored, States, Step, fetch
+from preftune.training.state import Position, are_finite
+from preftune.training.step import Scored, States, Step
+from preftune.training.stopping import Overdue
+from preftune.training.window import Window
 
 Probe = Callable[[nn.Module], Mapping[str, Any]]
 # Types of device whose values can be looked at in every step, for nothing has to be finished first.
 AT_HAND = frozenset({"cpu"})
-
-
-@dataclass
-class Window:
-    """What happened since the last line of metrics.
-
-    Attributes:
-        since: when it began.
-        scored: steps whose values were fetched and found in order.
-        waiting: steps whose values are still on the device.
-        tokens: that were read.
-        computed: the same with padding.
-    """
-
-    since: float
-    scored: list[Scored] = field(default_factory=list)
-    waiting: list[Scored] = field(default_factory=list)
-    tokens: int = 0
-    computed: int = 0
 
 
 class Trainer:
@@ -77,6 +59,7 @@ class Trainer:
         terms: the objective.
         config: the whole run's.
         folder: where everything is written.
+        checkpoint: a checkpoint of the same run to go on from; the model given is the one that the run began with.
         probe: measures the policy's language model before and after training; its values join the summary.
         show: draw a progress bar.
     """
@@ -91,23 +74,26 @@ class Trainer:
         folder: RunFolder,
         probe: Probe | None = None,
         show: bool = True,
+        checkpoint: Path | None = None,
     ) -> None:
         self.tokenizer, self.examples, self.terms = tokenizer, examples, terms
         self.config, self.folder, self.probe, self.show = config, folder, probe, show
         self.messages: list[str] = list(examples.messages)
         self.accelerator = make_accelerator(config.train, config.output.trackers, folder)
         self.precision = self.accelerator.mixed_precision
-        lm.to(self.accelerator.device)
+        self.group = current()
+        if not self.accelerator.is_fsdp2:  # which moves a layer at a time, and keeps a share of it
+            lm.to(self.accelerator.device)
         self.lengths_N3 = lengths(examples.train)
         self.policy = self._policy(lm)
         check_causal(self.policy, examples.train)
         device, context, pad_id = self.accelerator.device, original_context(lm), tokenizer.pad_token_id or 0
-        self.feed = Feed(self.policy, config.batch, context, device, pad_id)
+        self.feed = Feed(self.policy, config.batch, context, device, pad_id, self.group)
         frozen = None
         if any(term.objective.reference for term in terms):
             frozen = live_reference(config.reference, config.model, self.policy, self.accelerator.device)
             if frozen is not None:  # computed in the policy's precision, or the two would differ before step 1
-                frozen.module = self.accelerator.prepare_model(frozen.module, evaluation_mode=True)
+                frozen.module = prepare_reference(self.accelerator, frozen.module)
         rate = config.optim.learning_rate
         if rate is None:
             count = sum(p.numel() for p in lm.parameters())
@@ -115,9 +101,8 @@ class Trainer:
         self.learning_rate = rate
         if rate > UNUSUAL_RATE:
             self.messages.append(f"optim.learning_rate={rate:g} is far above what AdamW is used with (1e-7 to 1e-2)")
-        self.prepared, self.optimizer = self.accelerator.prepare(
-            self.policy, optimizer(self.policy, config.optim, rate)
-        )
+        made = optimizer(self.policy, config.optim, rate)
+        self.prepared, self.optimizer = prepare(self.accelerator, self.policy, made)
         reference = self._reference(frozen)
         self.step = Step(self.prepared, reference, terms, self.accelerator, config.seed)
         self.schedule = self._schedule()
@@ -128,6 +113,10 @@ class Trainer:
             check_compiles(self.policy)
             self.compiled = [self.policy] if frozen is None else [self.policy, frozen.module]
         self.explosion = ExplosionGate(vocabulary(lm))
+        self.spikes = SpikeWatch()
+        self.position, self.window = Position(), Window()
+        self.held_out: HeldOut | None = None
+        self.keeper, self.started = Keeper(self, checkpoint), time.perf_counter()
         self.writes = not self.policy.scores and hasattr(lm, "generate")
         if config.evaluate.samples and not self.writes and not self.policy.scores:
             self.messages.append(f"no samples are taken: {type(lm).__name__} has no method generate")
@@ -138,47 +127,59 @@ class Trainer:
         Raises:
             PreftuneError: if the reference is not the policy's start, or a step is not finite.
         """
-        started = time.perf_counter()
-        for message in (*self.messages, *([self.memory["said"]] if self.show else [])):
+        self.started = time.perf_counter()
+        for message in (*self.messages, *([self.memory["said"]] if self.show else [])) if self.group.main else ():
             print(f"note: {message}", file=sys.stderr)
-        if self.step.reference is not None and self.config.reference.path is None and self.config.train.check_start:
-            first = self.feed.cut(self.schedule.first, self.lengths_N3)[0]
-            micro = self.feed.prepare([self.examples.train[i] for i in first])
-            check_start(self.prepared, self.step.reference, micro, self.precision)
+        self._check_start()
         side = self.feed.side(self.examples.held_out)
-        held_out = HeldOut(self.step, side, side.ordered) if len(side) else None
+        self.held_out = HeldOut(self.step, side, side.ordered) if len(side) else None
         prompts = fixed_prompts(self.examples.held_out, self.examples.train, self.config.evaluate.samples)
-        before = self._look("start", held_out, prompts, 0)
-        try:
-            with compiled(self.compiled) if self.compiled else nullcontext():
-                seconds, trained = self._loop(held_out)
-        finally:
-            release()
-        after = self._look("end", held_out, prompts, self.schedule.steps)
+        if self.keeper.resumed is None:
+            self.position.before = self._look("start", prompts, 0)
+        else:
+            self.keeper.restore()
+        self.keeper.check_best()
+        with self.keeper.stops:
+            try:
+                with compiled(self.compiled) if self.compiled else nullcontext():
+                    self._loop()
+                after = self._look("end", prompts, self.schedule.steps)
+            except Overdue:
+                self.keeper.stop()
+            finally:
+                release()
+        at = self.position
         self.explosion.check(after, 0.0, self.schedule.steps + 1)
-        self.accelerator.end_training()
+        self.keeper.note_best(self.schedule.steps, after)
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
         return {
             "objective": "+".join(term.name for term in self.terms),
             "steps": self.schedule.steps,
-            "seconds": time.perf_counter() - started,
-            "training_seconds": seconds,
-            "examples": trained,
-            "pairs_per_second": trained / seconds,
+            "seconds": self.wall,
+            "training_seconds": at.seconds,
+            "examples": at.examples,
+            "pairs_per_second": at.examples / at.seconds,
             "learning_rate": self.learning_rate,
             "layout": self.policy.layout,
             "precision": self.precision if self.precision != "no" else "fp32",
             "device": self.accelerator.device.type,
-            "before": before,
+            "before": at.before,
             "after": after,
+            **({"best": at.best} if at.best else {}),
             "memory": self.memory,
-            "messages": self.messages,
+            "messages": [*self.messages, *at.notes],
         }
+
+    @property
+    def wall(self) -> float:
+        """Seconds that the run took so far, in this process and those before it."""
+        return self.position.wall + time.perf_counter() - self.started
 
     def state(self) -> dict[str, Tensor]:
         """The language model's weights (those that train, for adapters), for saving."""
-        return {
-            name.removeprefix("lm."): value for name, value in self.accelerator.get_state_dict(self.prepared).items()
-        }
+        found = whole_state(self.accelerator, self.prepared)
+        return {name.removeprefix("lm."): value for name, value in found.items()}
 
     def _policy(self, lm: nn.Module) -> PolicyModule:
         """The policy in the layout asked for; trees only if they prove exact on this very model."""
@@ -227,9 +228,10 @@ class Trainer:
             self.precision,
             cache_folder("references") if folder is None else Path(folder).expanduser(),
             self.show and self.accelerator.is_main_process,
+            self.group,
         )
         self.messages.extend(stored.notes)
-        if frozen is not None:
+        if frozen is not None and not self.accelerator.is_fsdp2:
             frozen.module.to("meta")  # its work is done: free the memory
         return stored
 
@@ -248,123 +250,119 @@ class Trainer:
             [hash(example.prompt.tobytes()) for example in self.examples.train] if baselines else None,
         )
 
-    def _loop(self, held_out: HeldOut | None) -> tuple[float, int]:
-        """All optimiser steps. Returns the seconds they took, evaluation and saving apart, and the examples seen."""
-        config, steps = self.config, self.schedule.steps
-        seconds, trained, window = 0.0, 0, Window(time.perf_counter())
-        with (
-            Bar(steps, self.show and self.accelerator.is_main_process) as bar,
-            closing(self.feed.batches(self.examples.train, self.lengths_N3, self.schedule)) as batches,
-        ):
-            for step, micros in enumerate(batches):
-                rate = self.learning_rate * rate_at(step, steps, config.optim)
+    def _loop(self) -> None:
+        """All optimiser steps that are still to be taken."""
+        steps, at = self.schedule.steps, self.position
+        batches = self.feed.batches(self.examples.train, self.lengths_N3, self.schedule.after(at.step))
+        with Bar(steps, self.show and self.accelerator.is_main_process) as bar, closing(batches):
+            bar.advance(at.step)
+            if at.pending:
+                self._after_step(bar)
+            for step, micros in enumerate(batches, start=at.step):
                 for group in self.optimizer.param_groups:
-                    group["lr"] = rate
-                scored = self.step.train(micros, self.states, self.optimizer, step, config.optim.max_grad_norm)
-                self.states = scored.states
-                window.waiting.append(scored)
-                window.tokens += sum(micro.batch.real_tokens for micro in micros)
-                window.computed += sum(micro.batch.tokens for micro in micros)
-                trained += len(scored.rows)
+                    group["lr"] = self._rate(step)
+                scored = self.step.gradient(micros, self.states, step, self.config.optim.max_grad_norm)
+                with self.keeper.stops.held():
+                    with self._failures(scored):
+                        self.step.take(self.optimizer, scored)
+                    self.states = scored.states
+                    self.window.waiting.append(scored)
+                    at.step, at.pending = step + 1, True
                 bar.advance()
-                done = step + 1
-                evaluate = held_out and config.evaluate.every and done % config.evaluate.every == 0 and done < steps
-                save_now = config.output.save_every and done % config.output.save_every == 0
-                log_now = done % config.train.log_every == 0 or done == steps or evaluate or save_now
-                if log_now or self.feed.device.type in AT_HAND:
-                    self._check(window)
-                if log_now:
-                    elapsed = time.perf_counter() - window.since
-                    seconds += elapsed
-                    line = self._line(window, done, done / self.schedule.per_epoch, rate, elapsed)
-                    self._log(line)
-                    bar.show(line)
-                    if evaluate:
-                        assert held_out is not None
-                        self._log({"kind": "eval", "step": done, **held_out.evaluate(self.states)})
-                    if save_now:
-                        self._save_checkpoint(done)
-                    window = Window(time.perf_counter())
-        return seconds, trained
+                self._after_step(bar)
 
-    def _check(self, window: Window) -> None:
-        """Fetch the values of the steps that wait, and stop the run if one of them is not in order."""
-        for scored in fetch(window.waiting):
-            scored.require_finite()
-            found = metrics.summarise(metrics.table(scored.columns))
-            self.explosion.check(found, scored.loss, scored.step + 1, scored.rows)
-            window.scored.append(scored)
-        window.waiting.clear()
+    def _after_step(self, bar: Bar) -> None:
+        """What is due after an optimiser step: a line of metrics, an evaluation, a checkpoint."""
+        config, at, steps = self.config, self.position, self.schedule.steps
+        evaluates = self.held_out is not None and config.evaluate.every is not None and at.step < steps
+        evaluate = self.held_out if evaluates and at.step % (config.evaluate.every or 1) == 0 else None
+        log_now = at.step % config.train.log_every == 0 or at.step == steps or evaluate is not None
+        if log_now or self.feed.device.type in AT_HAND:
+            self.look_at_values()
+        improved = False
+        if log_now:
+            line = self._line()
+            bar.show(line)
+            found = None if evaluate is None else evaluate.evaluate(self.states)
+            with self.keeper.stops.held():
+                at.seconds += line["seconds"]
+                self._log(line)
+                if found is not None:
+                    self._log({"kind": "eval", "step": at.step, **found})
+                    improved = self.keeper.note_best(at.step, found)
+                self.window = Window()
+        at.pending = False
+        self.keeper.after_step(improved, log_now)
 
-    def _line(self, window: Window, step: int, epoch: float, rate: float, elapsed: float) -> dict[str, Any]:
+    def look_at_values(self) -> None:
+        """Fetch the values of the steps that wait, and stop the run if one of them is not in order.
+
+        Raises:
+            PreftuneError: if one is not.
+        """
+        for scored in self.step.whole(self.window.waiting):
+            with self._failures(scored):
+                scored.require_finite()
+                found = metrics.summarise(metrics.table(scored.columns))
+                self.explosion.check(found, scored.loss, scored.step + 1, scored.rows)
+            if said := self.spikes.check(scored.loss, scored.step + 1, scored.rows):
+                if self.group.main:
+                    print(f"note: {said}", file=sys.stderr)
+                self.position.notes.append(said)
+            self.window.finish(scored)
+            self.position.examples += len(scored.rows)
+        self.window.waiting.clear()
+
+    @contextmanager
+    def _failures(self, scored: Scored) -> Iterator[None]:
+        """Keep with the run what is known of a step that stops it."""
+        try:
+            yield
+        except PreftuneError as error:
+            values = {"loss": scored.loss, "gradient_norm": scored.gradient_norm}
+            if isinstance(error, ExplosionError) or not all(self.group.gathered(are_finite(self.prepared))):
+                self.keeper.drop(scored.step)
+            raise PreftuneError(self.keeper.failed(str(error), scored.step + 1, scored.rows, **values)) from error
+
+    def _rate(self, step: int) -> float:
+        return self.learning_rate * rate_at(step, self.schedule.steps, self.config.optim)
+
+    def _line(self) -> dict[str, Any]:
         """One line of training metrics."""
-        examples = sum(len(scored.rows) for scored in window.scored)
-        return {
-            "kind": "train",
-            "step": step,
-            "epoch": epoch,
-            "loss": sum(len(scored.rows) * scored.loss for scored in window.scored) / examples,
-            **metrics.summarise(metrics.table([piece for scored in window.scored for piece in scored.columns])),
-            "gradient_norm": sum(scored.gradient_norm or 0.0 for scored in window.scored) / len(window.scored),
-            "learning_rate": rate,
-            "pairs_per_second": examples / elapsed,
-            "tokens_per_second": window.tokens / elapsed,
-            "padding_share": 1 - window.tokens / window.computed,
-            "seconds": elapsed,
-        }
+        done = self.position.step
+        found = {"kind": "train", "step": done, "epoch": done / self.schedule.per_epoch, **self.window.line()}
+        return {**found, "learning_rate": self._rate(done - 1)}
 
-    def _look(self, when: str, held_out: HeldOut | None, prompts: list[list[int]], step: int) -> dict[str, Any]:
+    def _look(self, when: str, prompts: list[list[int]], step: int) -> dict[str, Any]:
         """Held-out metrics, samples and the probe, at the start or at the end."""
-        found: dict[str, Any] = {}
-        if held_out is not None:
-            found = held_out.evaluate(self.states)
-            self._log({"kind": "eval", "step": step, **found})
+        found = {} if self.held_out is None else self.held_out.evaluate(self.states)
+        sampled = []
         if prompts and self.writes:
             ends = self.examples.end_ids
             sampled = answers(self.policy, self.tokenizer, prompts, self.config.evaluate, ends, self.config.seed)
-            self.folder.append_samples({"when": when, "step": step, **one} for one in sampled)
+        probed: Mapping[str, Any] = {}
         if self.probe is not None:
-            with self.policy.generating() as lm:
-                found |= self.probe(lm)
-        return {name: value for name, value in found.items() if not name.endswith("_histogram")}
+            probed = used(self.policy, self.probe)
+        with self.keeper.stops.held():
+            if found:
+                self._log({"kind": "eval", "step": step, **found})
+            if sampled:
+                self.folder.append_samples({"when": when, "step": step, **one} for one in sampled)
+        return {name: value for name, value in (found | dict(probed)).items() if not name.endswith("_histogram")}
+
+    def _check_start(self) -> None:
+        """Refuse a reference that is declared the policy's start, and is not."""
+        reference, config = self.step.reference, self.config
+        if reference is None or config.reference.path is not None or not config.train.check_start:
+            return
+        first = self.feed.cut(self.schedule.first, self.lengths_N3)[0]
+        micro = self.feed.prepare([self.examples.train[i] for i in first])
+        try:
+            check_start(self.prepared, reference, micro, self.precision)
+        except PreftuneError as error:
+            raise PreftuneError(self.keeper.failed(str(error), 0, [one.row for one in micro.examples])) from error
 
     def _log(self, line: Mapping[str, Any]) -> None:
         self.folder.append_metrics(line)
         numbers = {f"{line['kind']}/{k}": v for k, v in line.items() if isinstance(v, int | float) and k != "step"}
         self.accelerator.log(numbers, step=line["step"])
-
-    def _save_checkpoint(self, step: int) -> None:
-        save(self.folder, f"checkpoints/step-{step:06d}", self.policy.lm, self.tokenizer, self.state())
-        saved = sorted((self.folder.path / "checkpoints").iterdir())
-        for old in saved[: -self.config.output.keep]:
-            shutil.rmtree(old)
-
-
-def make_accelerator(config: TrainConfig, trackers: Sequence[str], folder: RunFolder) -> Accelerator:
-    """Accelerate, for the device and precision asked for.
-
-    Raises:
-        PreftuneError: for a device that is not there, a tracker that is not installed, or several processes.
-    """
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True, "auto": True}
-    if not available[config.device]:
-        raise PreftuneError(f"train.device={config.device} is not available on this machine: set it to auto or cpu")
-    # a second run in the same process may differ in precision or device; Accelerate's singletons would keep the first's
-    AcceleratorState._reset_state(reset_partial_state=True)
-    precision = config.precision
-    if precision == "auto":
-        cuda = available["cuda"] and config.device != "cpu"
-        precision = "bf16" if cuda and torch.cuda.is_bf16_supported() else "fp32"
-    try:
-        accelerator = Accelerator(
-            mixed_precision="no" if precision == "fp32" else precision,
-            cpu=config.device == "cpu",
-            log_with=list(trackers) or None,
-            project_dir=str(folder.path),
-        )
-        accelerator.init_trackers("preftune")
-    except (ValueError, ImportError) as error:
-        raise PreftuneError(f"cannot set up training as configured: {error}") from error
-    if accelerator.num_processes > 1:
-        raise PreftuneError("this version trains on one process: start it without a launcher")
-    return accelerator
