@@ -274,7 +274,7 @@ def _resolved(
         there = str(paths["held_out"]) if records.held_out else None
         changes = {"path": str(paths["train"]), "held_out_path": there, "layout": None, "split": None, "limit": None}
         share = type(data)().held_out if records.held_out else 0  # a path goes before a share, and refuses another
-        data = data.model_copy(update={**changes, "held_out": share})
+        data = data.model_copy(update={**changes, "held_out": share, "doctor": data.doctor.passed()})
     # whether a folder may be replaced is a matter of the command, not of the run
     output = config.output.model_copy(update={"path": str(folder.path), "overwrite": False})
     return config.model_copy(update={"objective": registry.spec_of(terms), "data": data, "output": output})

@@ -16,6 +16,7 @@ from preftune.data.doctor.findings import DoctorConfig, Finding, Places
 from preftune.data.lines import Reading, all_rows
 from preftune.data.records import Drops, Row, Where, records, without_identical
 from preftune.errors import PreftuneError
+from preftune.files import settle
 
 SUFFIX = ".jsonl"
 
@@ -74,6 +75,7 @@ def clean_rows(
                 os.fsync(file.fileno())
         for one, target in zip(reversed(partial), reversed(targets), strict=True):
             one.rename(target)
+        settle(path.parent)
     except OSError as error:
         raise PreftuneError(f"cannot write {path} ({error.strerror}): name a file in another folder") from None
     finally:

@@ -109,12 +109,11 @@ def _join(origin: Numbers, keys: Hashes, said: Mask, signatures: IO[bytes]) -> N
         if place != last + 1:
             begin = place - 1
         last = place
-        one, other = int(order[begin]), int(order[place])
-        if not (said[one] and said[other]):
-            continue
-        root, branch = sorted((_root(origin, one), _root(origin, other)))
-        if root != branch and _agreement(signatures, one, other) >= ALIKE:
-            origin[branch] = root
+        for before in {begin, place - 1}:  # the first of those that share the key, and the one just before
+            one, other = int(order[before]), int(order[place])
+            root, branch = sorted((_root(origin, one), _root(origin, other)))
+            if root != branch and said[one] and said[other] and _agreement(signatures, one, other) >= ALIKE:
+                origin[branch] = root
 
 
 def _root(origin: Numbers, number: int) -> int:
