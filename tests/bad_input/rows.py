@@ -17,6 +17,10 @@ def other_layout(folder: Path) -> None:
     (folder / "d.jsonl").write_bytes(lines(rows))
 
 
+def swapped(row: dict[str, str]) -> dict[str, str]:
+    return {**row, "chosen": row["rejected"], "rejected": row["chosen"]}
+
+
 ROWS = (
     BadInput(
         "chosen equals rejected",
@@ -48,6 +52,13 @@ ROWS = (
         TRAIN,
         (HERE, "rejected is missing, expected it in every row"),
         trl="KeyError: 'rejected'",
+    ),
+    BadInput(
+        "A over B and B over A for one prompt",
+        lambda folder: (folder / "d.jsonl").write_bytes(lines([*good_rows(), swapped(good_rows()[3])])),
+        f"{TRAIN} data.doctor.contradictions=error",
+        ("d.jsonl row 3 contradicts row 16",),
+        trl="trains in silence",
     ),
     BadInput(
         "every prompt too long",
