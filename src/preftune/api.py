@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -178,21 +177,21 @@ def run(
     records, loaded, examples = _read(config, terms, source, held_out, model, tokenizer)
     start = group.on_main(lambda: start_hash(loaded.lm))
     with _own_attention(loaded.lm):
-        opened = RunFolder.reopen if resumes else partial(RunFolder.create, overwrite=config.output.overwrite)
-        folder = opened(output) if group.main else Onlooker(output)
+        folder: RunFolder = Onlooker(output)
+        if group.main:
+            folder = RunFolder.reopen(output) if resumes else RunFolder.create(output, config.output.overwrite)
         try:
-            going = group.on_main(lambda: go_on(folder, records.fingerprint, start)) if resumes else None
+            going = go_on(folder, records.fingerprint, start, group) if resumes else None
             examples.messages.extend(going.notes if going else [])
             fitting, at = _answers_that_fit(config, loaded.lm, examples), going.checkpoint if going else None
             trainer = Trainer(loaded.lm, loaded.tokenizer, examples, terms, fitting, folder, probe, show, at)
-            if going is None:
+            if going is not None:
+                folder.go_on(yaml_tree.dump(config), going.step, going.sizes, changes)
+            elif group.main:
                 given = model is not None or isinstance(tokenizer, PreTrainedTokenizerBase)
                 _write_manifest(folder, config, trainer, records, start, given)
-                if group.main:
-                    resolved = _resolved(config, terms, folder, records, source, held_out)
-                    folder.write_config(yaml_tree.dump(resolved))  # last: a folder with a config holds a run
-            else:
-                folder.go_on(yaml_tree.dump(config), going.step, going.sizes, changes)
+                resolved = _resolved(config, terms, folder, records, source, held_out)
+                folder.write_config(yaml_tree.dump(resolved))  # last: a folder with a config holds a run
         except BaseException:
             if resumes:
                 folder.unlock()
@@ -211,6 +210,7 @@ def run(
             folder.unlock()
     if group.main:
         write_report(folder.path)
+    group.wait()
     return Run(folder.path, lm, loaded.tokenizer)
 
 
@@ -223,7 +223,8 @@ def _read(
     tokenizer: str | PreTrainedTokenizerBase | None,
 ) -> tuple[dataset.Records, loading.Loaded, dataset.Examples]:
     """Data and model, and the data as that model's tokens."""
-    with current().first_alone():
+    group = current()
+    with group.first_alone():
         records = dataset.read(config.data, source, config.seed, held_out)
     check_kind(terms, records.kind)
     check_columns(terms, records)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from preftune.config import RunConfig
 from preftune.errors import PreftuneError
 from preftune.policy.reference import weights_hash
 from preftune.training import checkpoint
+from preftune.training.processes import Group
 from preftune.training.run_folder import RunFolder
 
 # What may change: it says how a run is carried out, watched or kept; or it is a rate, which takes effect from here on.
@@ -58,8 +58,7 @@ def config_of(run: Path, changes: Sequence[str]) -> RunConfig:
                 f"{key} cannot change when a run goes on, for it decides what the run is: start a new run, which may "
                 f"take a checkpoint as model.path; what may change: {', '.join(FREE)}"
             )
-    if os.environ.get("RANK", "0") == "0":  # of several processes, one locks it, and for all of them
-        RunFolder.reopen(run).unlock()
+    RunFolder.check_run(run)
     values = yaml_tree.read(run / "config.yaml")
     _find_paths(values, run, Path(RunFolder(run).manifest().get("folder", ".")))
     values["output"] = {**values.get("output", {}), "path": str(run), "overwrite": False}
@@ -93,13 +92,14 @@ class Going:
     notes: list[str]
 
 
-def go_on(folder: RunFolder, fingerprint: str, start: str) -> Going:
+def go_on(folder: RunFolder, fingerprint: str, start: str, group: Group) -> Going:
     """Where a run goes on from: its newest whole checkpoint, if what it began with is still the same.
 
     Args:
         folder: of the run.
         fingerprint: of the records.
         start: `start_hash` of the model.
+        group: the processes of the run; the main one looks at the checkpoints.
 
     Raises:
         PreftuneError: names what has changed, or a checkpoint that another version has written.
@@ -114,7 +114,7 @@ def go_on(folder: RunFolder, fingerprint: str, start: str) -> Going:
             f"the model that {run} began with has changed (start_sha256 in its manifest.json): restore it, for the "
             "reference is made from it, or start a new run"
         )
-    found, notes = checkpoint.newest(run)
+    found, notes = group.on_main(lambda: checkpoint.newest(run))
     now, then = RunFolder.versions(), manifest.get("versions", {})
     if changed := [f"{name} {then.get(name)} -> {now[name]}" for name in now if now[name] != then.get(name)]:
         notes.append(f"software has changed since the run began, so rounding may differ: {', '.join(changed)}")

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import miniatures
+import numpy as np
 import pytest
 import torch
 
@@ -12,7 +15,7 @@ from preftune.errors import PreftuneError
 from preftune.policy.loading import LoraConfig, ModelConfig, adapt
 from preftune.policy.policy import PolicyModule
 from preftune.policy.reference import AdapterOffReference, FrozenReference
-from preftune.training.gate import ExplosionGate, check_start
+from preftune.training.gate import ExplosionGate, SpikeWatch, check_start
 from preftune.training.step import Micro
 
 
@@ -123,3 +126,37 @@ def test_a_later_loss_that_leaves_all_bounds_may_be():
         PreftuneError, match=r"exploded before step 3: .* lower optim\.learning_rate, or look at the obj"
     ):
         gate.check({}, 2e8, 3)
+
+
+def losses(watch: SpikeWatch, values: Sequence[float], first: int = 1) -> list[int]:
+    """The steps of which the watch says something."""
+    return [step for step, loss in enumerate(values, first) if watch.check(loss, step, [step]) is not None]
+
+
+def test_a_spike_is_pointed_out_with_its_rows():
+    watch = SpikeWatch()
+    ordinary = [0.6 + 0.02 * math.sin(i) for i in range(40)]
+    assert losses(watch, ordinary) == []
+    said = watch.check(3.0, 41, [9, 7, 7])
+    assert said is not None
+    assert said.startswith("the loss of step 41 is 3, far above the 0.6")
+    assert "(rows [7, 9])" in said
+    assert "lower optim.learning_rate" in said
+    assert losses(watch, [3.0] * 20, 42) == [], "once is enough for a while"
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_what_scatters_widely_is_no_spike(seed):
+    """Losses of small batches, which are skewed, and fall."""
+    random = np.random.default_rng(seed)
+    falling = np.linspace(0.7, 0.2, 400) * random.gamma(6.0, 1 / 6.0, 400)
+    assert losses(SpikeWatch(), falling.tolist()) == []
+
+
+def test_a_constant_loss_may_rise_by_half():
+    assert losses(SpikeWatch(), [0.5] * 30 + [0.74]) == []
+    assert losses(SpikeWatch(), [0.5] * 30 + [0.76]) == [31]
+
+
+def test_the_first_steps_are_only_looked_at():
+    assert losses(SpikeWatch(), [0.5] * 10 + [50.0]) == []

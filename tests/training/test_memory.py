@@ -110,7 +110,9 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", CONFIGURATIONS)
-def test_promise_16_the_estimate_is_within_a_tenth_of_what_the_allocator_gave_out(name: str, make: Make, tmp_path: Path) -> None:
+def test_promise_16_the_estimate_is_within_a_tenth_of_what_the_allocator_gave_out(
+    name: str, make: Make, tmp_path: Path
+) -> None:
     blocks = dict(CONFIGURATIONS[name])
     built = make(model(**blocks.pop("sizes", {})), **blocks)
     expected = built.memory

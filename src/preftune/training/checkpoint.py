@@ -240,6 +240,13 @@ def _part(tensor: Tensor, process: int) -> tuple[Tensor, list[int]] | None:
     return None if any(copies) or not local.numel() else (local, offset)
 
 
+def local(tensor: Tensor) -> Tensor:
+    """The part of a tensor that this process holds."""
+    from torch.distributed.tensor import DTensor
+
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
 def _local(tensor: Tensor) -> tuple[Tensor, list[int]]:
     """The part of a tensor that this process holds, and where it begins."""
     from torch.distributed.tensor import DTensor

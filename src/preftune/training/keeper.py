@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
-from accelerate.utils import gather_object
 
 from preftune.errors import PreftuneError
 from preftune.training import checkpoint, state
@@ -38,8 +37,8 @@ class Keeper:
 
     def __init__(self, trainer: Trainer, resumed: Path | None) -> None:
         self.trainer, self.resumed = trainer, resumed
-        self.accelerator, self.run = trainer.accelerator, trainer.folder.path
-        alone = self.accelerator.num_processes == 1
+        self.accelerator, self.run, self.group = trainer.accelerator, trainer.folder.path, trainer.group
+        alone = self.group.size == 1
         self.stops = Stops(trainer.config.train.grace_seconds, lambda: 2 * self._took + 1, alone)
         self._saved_at, self._took = time.monotonic(), 0.0
         self._last: tuple[int, bool] | None = None  # step and `pending` of the last checkpoint
@@ -51,16 +50,25 @@ class Keeper:
             improved: this step's evaluation is the best so far.
             lined: True at the steps at which values are fetched in any case.
         """
-        stop, due = self.stops.requested is not None, self._is_due()
-        if self.accelerator.num_processes > 1:
-            if not (lined or self.trainer.feed.device.type == "cpu"):
-                return  # to agree, processes would have to wait for their devices
-            flags = torch.tensor([stop, due], dtype=torch.float32, device=self.trainer.feed.device)
-            stop, due = (self.accelerator.reduce(flags, "sum") > 0).tolist()
+        every = self.trainer.config.output.save_every
+        stop, late = self._agreed(lined)
         if stop:
             self.stop()
-        if due or improved:
+        if late or improved or (every is not None and self.trainer.position.step % every == 0):
             self.save()
+
+    def _agreed(self, lined: bool) -> tuple[bool, bool]:
+        """True if the run is asked to stop, and if it is time for a checkpoint: on all processes, if on one."""
+        minutes = self.trainer.config.output.save_minutes
+        late = minutes is not None and time.monotonic() - self._saved_at >= 60 * minutes
+        stop, device = self.stops.requested is not None, self.trainer.feed.device
+        if self.group.size == 1:
+            return stop, late
+        if not (lined or device.type == "cpu"):
+            return False, False  # to agree, processes would have to wait for their devices
+        flags = torch.tensor([stop, late], dtype=torch.float32, device=device)
+        stop, late = (self.accelerator.reduce(flags, "sum") > 0).tolist()
+        return stop, late
 
     def stop(self) -> NoReturn:
         """Save, and end the run."""
@@ -111,15 +119,13 @@ class Keeper:
         trainer, at, begun = self.trainer, self.trainer.position, time.monotonic()
         paused = time.perf_counter()
         trainer.look_at_values()
-        main = self.accelerator.is_main_process
+        main = self.group.main
         whole = trainer.state()
         tensors, numbers = self._collected()
         with self.stops.held():
             self._together(lambda: checkpoint.begin(self.run) if main else None)
             folder = self.run / checkpoint.TEMPORARY
-            digests = self._together(
-                lambda: checkpoint.write_tensors(folder, self.accelerator.process_index, tensors), merge=True
-            )
+            digests = self._together(lambda: checkpoint.write_tensors(folder, self.group.index, tensors), merge=True)
 
             def complete() -> None:
                 if main:
@@ -165,7 +171,7 @@ class Keeper:
 
     def drop(self, step: int) -> None:
         """Remove checkpoints from a step on, whose weights have turned out to be of no use."""
-        if self.accelerator.is_main_process:
+        if self.group.main:
             checkpoint.clear(self.run, [one for one in checkpoint.saved(self.run) if one < step])
 
     def failed(self, reason: str, step: int, rows: Sequence[int], **values: float | None) -> str:
@@ -181,12 +187,6 @@ class Keeper:
             + (f", and the last good checkpoint is {last}" if last else "")
         )
 
-    def _is_due(self) -> bool:
-        output = self.trainer.config.output
-        by_steps = output.save_every is not None and self.trainer.position.step % output.save_every == 0
-        minutes = (time.monotonic() - self._saved_at) / 60
-        return by_steps or (output.save_minutes is not None and minutes >= output.save_minutes)
-
     def _collected(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """What the run goes on from: tensors, and numbers."""
         trainer = self.trainer
@@ -198,7 +198,7 @@ class Keeper:
         tensors |= {f"window.{name}": value for name, value in trainer.window.tensors().items()}
         numbers = {
             "position": asdict(trainer.position) | {"wall": trainer.wall},
-            "processes": self.accelerator.num_processes,
+            "processes": self.group.size,
             "files": trainer.folder.sizes(),
             "moments": moments,
             "states": [list(one) for one in trainer.states],
@@ -217,13 +217,11 @@ class Keeper:
             result = work()
         except OSError as found:
             error = found.strerror or str(found)
-        if self.accelerator.num_processes > 1:
-            errors = gather_object([error])
-            error = next((one for one in errors if one is not None), None)
-            if merge and error is None:
-                result = {name: digest for part in gather_object([result]) for name, digest in part.items()}
+        error = next((one for one in self.group.gathered(error) if one is not None), None)
+        if merge and error is None:
+            result = {name: digest for part in self.group.gathered(result or {}) for name, digest in part.items()}
         if error is not None:
-            if self.accelerator.is_main_process:
+            if self.group.main:
                 shutil.rmtree(self.run / checkpoint.TEMPORARY, ignore_errors=True)
             kept = checkpoint.saved(self.run)
             raise PreftuneError(

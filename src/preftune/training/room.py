@@ -95,7 +95,8 @@ def _advice(expected: Estimate, config: RunConfig, forward: Micro) -> Iterator[t
     stored = not model.path.startswith("scratch:")
     examples = len(forward.examples)
     if examples > 1:
-        yield expected.activations * (examples - 1) // examples, f"lower batch.micro_tokens (now {tokens} at most)"
+        text = f"lower batch.micro_tokens (the largest forward has {tokens})"
+        yield expected.activations * (examples - 1) // examples, text
     if not model.gradient_checkpointing:
         yield expected.activations * 2 // 3, "set model.gradient_checkpointing=true"
     if model.lora is None and stored:

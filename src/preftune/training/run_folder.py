@@ -119,11 +119,20 @@ class RunFolder:
         Raises:
             PreftuneError: if it is none, or a process still trains in it.
         """
+        cls.check_run(path)
+        return cls(path).lock()
+
+    @staticmethod
+    def check_run(path: Path) -> None:
+        """Refuse a folder that holds no run.
+
+        Raises:
+            PreftuneError: names it.
+        """
         if not (path / "config.yaml").is_file():
             raise PreftuneError(
                 f"{path} is no run folder, it has no config.yaml: name the output.path of a run that was stopped"
             )
-        return cls(path).lock()
 
     def lock(self) -> RunFolder:
         """Keep other processes from training in this folder; until `unlock`, or the end of this object or process.
@@ -296,6 +305,9 @@ class Onlooker(RunFolder):
 
     def discard(self) -> None:  # noqa: D102
         pass
+
+    def lock(self) -> RunFolder:  # noqa: D102
+        return self
 
     def cut(self, sizes: Mapping[str, int]) -> None:  # noqa: D102
         pass

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from preftune.errors import PreftuneError
-from preftune.training.checkpoint import Tensors
+from preftune.training.checkpoint import Tensors, local
 
 Numbers = dict[str, Any]
 
@@ -50,8 +51,8 @@ def weights(policy: nn.Module) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def are_finite(policy: nn.Module) -> bool:
-    """True if all weights that train are numbers."""
-    return all(bool(torch.isfinite(p).all()) for _, p in _parameters(policy) if p.requires_grad)
+    """True if all weights that train, as far as this process holds them, are numbers."""
+    return all(bool(torch.isfinite(local(p)).all()) for _, p in _parameters(policy) if p.requires_grad)
 
 
 def moments(policy: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], Numbers]:
@@ -144,6 +145,9 @@ def _inner(optimizer: Any) -> Any:
 
 def _parameters(policy: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     """Parameters under the names that they have in the policy itself, whatever wraps it."""
+    for module in policy.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()  # after a forward without a backward, some are whole, as copies
     return ((_plain(name), parameter) for name, parameter in policy.named_parameters())
 
 

@@ -142,8 +142,8 @@ class Trainer:
             PreftuneError: if the reference is not the policy's start, or a step is not finite.
         """
         self.started = time.perf_counter()
-        for message in (*self.messages, *([self.memory["said"]] if self.show else [])):
-            self._note(message)
+        for message in (*self.messages, *([self.memory["said"]] if self.show else [])) if self.group.main else ():
+            print(f"note: {message}", file=sys.stderr)
         self._check_start()
         side = self.feed.side(self.examples.held_out)
         self.held_out = HeldOut(self.step, side, side.ordered) if len(side) else None
@@ -320,10 +320,11 @@ class Trainer:
                 found = metrics.summarise(metrics.table(scored.columns))
                 self.explosion.check(found, scored.loss, scored.step + 1, scored.rows)
             if said := self.spikes.check(scored.loss, scored.step + 1, scored.rows):
-                self._note(said)
+                if self.group.main:
+                    print(f"note: {said}", file=sys.stderr)
                 self.position.notes.append(said)
-            self.position.examples += len(scored.rows)
             self.window.finish(scored)
+            self.position.examples += len(scored.rows)
         self.window.waiting.clear()
 
     @contextmanager
@@ -333,7 +334,7 @@ class Trainer:
             yield
         except PreftuneError as error:
             values = {"loss": scored.loss, "gradient_norm": scored.gradient_norm}
-            if isinstance(error, ExplosionError) or not are_finite(self.prepared):
+            if isinstance(error, ExplosionError) or not all(self.group.gathered(are_finite(self.prepared))):
                 self.keeper.drop(scored.step)
             raise PreftuneError(self.keeper.failed(str(error), scored.step + 1, scored.rows, **values)) from error
 
@@ -374,10 +375,6 @@ class Trainer:
             check_start(self.prepared, reference, micro, self.precision)
         except PreftuneError as error:
             raise PreftuneError(self.keeper.failed(str(error), 0, [one.row for one in micro.examples])) from error
-
-    def _note(self, said: object) -> None:
-        if self.group.main:
-            print(f"note: {said}", file=sys.stderr)
 
     def _log(self, line: Mapping[str, Any]) -> None:
         self.folder.append_metrics(line)

@@ -39,7 +39,7 @@ class Window:
         seconds: that it had run before (in a process that was stopped).
         finished: steps whose values were fetched and found in order.
         waiting: steps whose values are still on the device.
-        tokens: that were read.
+        tokens: that were read in the finished steps.
         computed: the same with padding.
     """
 

@@ -1,0 +1,82 @@
+"""Several processes stop together and go on as if they never had; one goes on with what two have saved."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import preftune
+from preftune.training import checkpoint
+from preftune.training.checkpoint import Tensors
+
+STRATEGIES = ("ddp", "fsdp2")
+TIMES = {"seconds", "pairs_per_second", "tokens_per_second", "padding_share"}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Those of `stopping.py`, on two processes."""
+    folder = tmp_path_factory.mktemp("runs")
+    words = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--redirects", "3"]
+    script = str(Path(__file__).with_name("stopping.py"))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    words = [sys.executable, *words, "--log-dir", str(folder / "logs"), script, str(folder), *STRATEGIES]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=300, env=environment)
+    logs = "".join(log.read_text() for log in folder.rglob("std*.log"))
+    assert done.returncode == 0, done.stderr + logs
+    return folder
+
+
+def lines(run: Path) -> list[dict[str, Any]]:
+    read = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key not in TIMES} for line in read]
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_promise_15_two_processes_go_on_bit_by_bit(runs, strategy):
+    calm, again = runs / f"{strategy}-calm", runs / f"{strategy}-again"
+    assert lines(again) == lines(calm)
+    weights = [(run / "model" / "model.safetensors").read_bytes() for run in (calm, again)]
+    assert weights[0] == weights[1]
+    assert [one["step"] for one in json.loads((again / "manifest.json").read_text())["resumed"]] == [4]
+    assert checkpoint.saved(calm) == [3, 6]
+    assert checkpoint.saved(again) == [3, 4, 6]
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_each_process_writes_what_it_alone_holds(runs, strategy):
+    folder = runs / f"{strategy}-calm" / checkpoint.name_of(6)
+    sizes = [(folder / "state" / f"tensors-{process}.safetensors").stat().st_size for process in (0, 1)]
+    share = sizes[1] / sum(sizes)
+    assert 0.4 < share < 0.6 if strategy == "fsdp2" else share < 0.01
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_one_process_goes_on_with_what_two_have_saved(runs, strategy, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(runs / f"{strategy}-calm", run)
+    (run / "summary.json").unlink()
+    checkpoint.clear(run, {3})
+    saved = Tensors(run / checkpoint.name_of(3))
+    model = load_file(run / checkpoint.name_of(3) / "model.safetensors")
+    name = "model.embed_tokens.weight"
+    assert torch.equal(saved.whole(f"weights.lm.{name}"), model[name])
+
+    preftune.resume(run, quiet=True, changes=["train.strategy=auto"])
+
+    calm = load_file(runs / f"{strategy}-calm" / "model" / "model.safetensors")
+    mine = load_file(run / "model" / "model.safetensors")
+    furthest = max(float((mine[name] - calm[name]).abs().max()) for name in calm)
+    assert furthest < 1e-3, "weights move by 1e-2 in a step, and Adam's first steps are signs of gradients"
+    for one, other in zip(lines(run), lines(runs / f"{strategy}-calm"), strict=True):
+        assert (one["kind"], one["step"]) == (other["kind"], other["step"])
+        assert one["loss"] == pytest.approx(other["loss"], abs=1e-4)
