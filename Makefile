@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint types check bench soak study-ipo-bandits docs-objectives wheel clean
+.PHONY: demo test lint types check bench fuzz soak study-ipo-bandits docs-objectives docs-reliability wheel clean
 
 demo: $(VENV)/.installed
 	$(BIN)/preftune demo --out runs/demo
@@ -33,6 +33,13 @@ study-ipo-bandits: $(VENV)/.installed
 
 docs-objectives: $(VENV)/.installed
 	$(BIN)/python -m preftune.report.objectives_page docs
+
+# The tests of broken files and configs, twenty times as long and at random: ten minutes on two cores.
+fuzz: $(VENV)/.dev
+	PREFTUNE_FUZZ=20 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist load tests/fuzz
+
+docs-reliability: $(VENV)/.dev
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/reliability.py
 
 wheel: $(VENV)/.dev
 	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .

@@ -112,6 +112,26 @@ KEYS = {
     ),
     "data.rendering.text_as_chat": Case("true", besides=SCRATCH),
     "data.rendering.boundary": Case("shift", "refused", (*SCRATCH, "data.path={world}/joined.jsonl")),
+    **{
+        f"data.doctor.{name}": Case("error", "refused", ("data.path={world}/sick.jsonl",))
+        for name in (
+            "identical",
+            "duplicates",
+            "near_duplicates",
+            "contradictions",
+            "cycles",
+            "confidence",
+            "templated",
+        )
+    },
+    "data.doctor.tokens": Case("error", "refused", ("data.rendering.max_length=24",)),
+    "data.doctor.contamination": Case(
+        "error", "refused", ("data.path={world}/sick.jsonl", "data.held_out_path={world}/held.jsonl")
+    ),
+    **{
+        f"data.doctor.{name}": Case("error", "refused", ("data.path={world}/skewed.jsonl",))
+        for name in ("length_bias", "markers", "formats", "language")
+    },
     "objective": Case("ipo"),
     "reference.path": Case("{world}/other", "metrics"),
     "reference.kind": Case("stored", "forwards"),
@@ -183,11 +203,42 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "{% for message in messages %}{{ message['role'] }}{{ '!' if loud else ':' }}\n{{ message['content'] }}"
         "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}assistant{{ '!' if loud else ':' }}\n{% endif %}"
     )
+    jsonl(path / "sick.jsonl", [*given[:24], *sick_rows(given[24])])
+    jsonl(path / "held.jsonl", [{**given[25], "prompt": f"{LONG} And then?"}])
+    jsonl(path / "skewed.jsonl", [skewed_row(row) for row in given * 2])
     _write_models(path, [value for row in given for value in row.values()])
     jsonl(path / "run.jsonl", given[:24])
     (path / "run").mkdir()
     (path / "run" / "config.yaml").write_text("seed: 0\n")
     return path
+
+
+LONG = "The music was vivid and the plot was weak and the cast was strong."
+
+
+def sick_rows(row: dict[str, Any]) -> list[dict[str, Any]]:
+    """Rows with all that the doctor finds in single rows."""
+    cycle = [{**row, "chosen": f" {a}.", "rejected": f" {b}."} for a, b in ("AB", "BC", "CA")]
+    long = {"prompt": LONG, "chosen": f" {LONG}", "rejected": f" No, {LONG}"}
+    return [
+        {**row, "rejected": row["chosen"]},
+        row,
+        row,
+        {**row, "chosen": row["rejected"], "rejected": row["chosen"]},
+        *cycle,
+        long,
+        {**long, "chosen": f" {LONG} Really."},
+        {**row, "chosen": " The plot was weak.", "confidence": 0.1},
+        {**row, "chosen": " The plot was vivid.<|im_end|>"},
+    ]
+
+
+def skewed_row(row: dict[str, str]) -> dict[str, str]:
+    return {
+        **row,
+        "chosen": f"{row['chosen']}\n- vivid\n- strong. Река и мост зимой, река и мост зимой, река и мост зимой.",
+        "rejected": " The plot was weak.",
+    }
 
 
 def _write_models(path: Path, texts: list[str]) -> None:

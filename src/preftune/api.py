@@ -20,6 +20,7 @@ from preftune.data.baselines import with_baselines
 from preftune.data.writing import write_records
 from preftune.errors import PreftuneError
 from preftune.files import settle_all
+from preftune.full_disk import check_room
 from preftune.objectives import registry
 from preftune.policy import loading
 from preftune.policy.given import check_given
@@ -177,11 +178,11 @@ def run(
     records, loaded, examples = _read(config, terms, source, held_out, model, tokenizer)
     start = group.on_main(lambda: start_hash(loaded.lm))
     with _own_attention(loaded.lm):
-        folder: RunFolder = Onlooker(output)
-        if group.main:
-            folder = RunFolder.reopen(output) if resumes else RunFolder.create(output, config.output.overwrite)
+        opened = RunFolder.reopen if resumes else partial(RunFolder.create, overwrite=config.output.overwrite)
+        folder = opened(output) if group.main else Onlooker(output)
         try:
-            going = go_on(folder, records.fingerprint, start, group) if resumes else None
+            group.on_main(lambda: check_room(output, loaded.lm, config.output))
+            going = group.on_main(lambda: go_on(folder, records.fingerprint, start)) if resumes else None
             examples.messages.extend(going.notes if going else [])
             fitting, at = _answers_that_fit(config, loaded.lm, examples), going.checkpoint if going else None
             trainer = Trainer(loaded.lm, loaded.tokenizer, examples, terms, fitting, folder, probe, show, at)
@@ -210,7 +211,6 @@ def run(
             folder.unlock()
     if group.main:
         write_report(folder.path)
-    group.wait()
     return Run(folder.path, lm, loaded.tokenizer)
 
 
@@ -223,8 +223,7 @@ def _read(
     tokenizer: str | PreTrainedTokenizerBase | None,
 ) -> tuple[dataset.Records, loading.Loaded, dataset.Examples]:
     """Data and model, and the data as that model's tokens."""
-    group = current()
-    with group.first_alone():
+    with current().first_alone():
         records = dataset.read(config.data, source, config.seed, held_out)
     check_kind(terms, records.kind)
     check_columns(terms, records)
@@ -275,7 +274,7 @@ def _resolved(
         there = str(paths["held_out"]) if records.held_out else None
         changes = {"path": str(paths["train"]), "held_out_path": there, "layout": None, "split": None, "limit": None}
         share = type(data)().held_out if records.held_out else 0  # a path goes before a share, and refuses another
-        data = data.model_copy(update={**changes, "held_out": share})
+        data = data.model_copy(update={**changes, "held_out": share, "doctor": data.doctor.passed()})
     # whether a folder may be replaced is a matter of the command, not of the run
     output = config.output.model_copy(update={"path": str(folder.path), "overwrite": False})
     return config.model_copy(update={"objective": registry.spec_of(terms), "data": data, "output": output})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from itertools import chain
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from preftune.training.engine import check_sharded
 from preftune.training.optim import check_optimizer
 from preftune.training.processes import current
 from preftune.training.run_folder import RunFolder
+from preftune.yaml_text import short
 
 
 def check(
@@ -62,9 +65,25 @@ def check(
             raise PreftuneError(
                 f"output.trackers names {name}, which is not installed; installed: {', '.join(available) or 'none'}"
             )
-    if not resumes and current().main:
-        RunFolder.check(output, config.output.overwrite)
+    if not resumes and current().main:  # it locks the folder for a moment
+        check_output(output, config.output.overwrite)
         _check_inputs(config, output, file)
+
+
+def check_output(output: Path, overwrite: bool) -> None:
+    """Refuse a run folder that cannot be made or must not be replaced, without touching anything.
+
+    Raises:
+        PreftuneError: says why.
+    """
+    try:
+        RunFolder.check(output, overwrite)
+        output.resolve()
+    except (OSError, RuntimeError) as error:  # a name that is too long, a link to itself, no right to look
+        reason = error.strerror if isinstance(error, OSError) else os.strerror(errno.ELOOP)
+        raise PreftuneError(
+            f"output.path {short(str(output))} cannot be used ({reason}): name another folder"
+        ) from None
 
 
 def _check_inputs(config: RunConfig, output: Path, file: Path | None) -> None:

@@ -22,6 +22,7 @@ study = typer.Typer(help="Run an experiment of the papers again.", no_args_is_he
 app.add_typer(study, name="study")
 
 LARGEST_SEED = 2**63 - 1
+DATA = (".jsonl", ".csv", ".parquet", ".gz")  # endings that no config has
 INTERRUPTED = 130  # exit code after Ctrl-C
 DEMO_FOLDER = Path("runs/demo")
 
@@ -95,6 +96,8 @@ def init(
     try:
         path.write_text(yaml_tree.commented(RunConfig), encoding="utf-8")
     except OSError as error:
+        if path.is_file():  # as much of it as there was room for
+            path.unlink()
         raise PreftuneError(f"cannot write {path} ({error.strerror}): name a file in a folder that exists") from None
     typer.echo(f"wrote {path}: set model.path and data.path, then run: preftune train {path}")
 
@@ -157,6 +160,60 @@ def pairs(
         quiet=quiet,
     )
     typer.echo(line)
+
+
+@app.command()
+def validate(
+    data: Annotated[str, typer.Argument(metavar="DATA", help="file, folder, hub id or 'sandbox'")],
+    words: Words = None,
+    model: Annotated[str | None, typer.Option("--model", "-m", help="check with this model's tokenizer, too")] = None,
+    held_out: Annotated[str | None, typer.Option("--held-out", help="held-out data that lies apart")] = None,
+    against: Annotated[str | None, typer.Option("--against", help="an evaluation set that must stay unseen")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print the findings as JSON")] = False,
+    write: Annotated[
+        Path | None, typer.Option("--write", help="file for the good rows (jsonl); the others go to NAME.dropped.jsonl")
+    ] = None,
+) -> None:
+    """Say what is wrong with data, before a step is spent on it: no GPU, any size.
+
+    Exit code 0: clean; 1: warnings; 2: errors.
+
+    Examples:
+        preftune validate pairs.jsonl
+        preftune validate pairs.jsonl --model ./my-model data.rendering.max_length=512
+        preftune validate pairs.jsonl --against benchmark.jsonl --write clean.jsonl
+    """
+    from preftune.validate import validate as check
+
+    file, rest = _split(words or [])
+    found = check(data, model, held_out=held_out, against=against, write=write, config=file, overrides=rest)
+    if as_json:
+        from preftune.data.doctor.validation import as_json as plain
+
+        typer.echo(json.dumps(plain(found), indent=2))
+    else:
+        from preftune.report.doctor import show
+
+        show(found)
+    raise typer.Exit(found.exit_code)
+
+
+@app.command()
+def preview(
+    data: Annotated[str, typer.Argument(metavar="DATA", help="file, folder, hub id or 'sandbox'")],
+    model: Annotated[str, typer.Option("--model", "-m", help="folder, hub id or 'sandbox'")],
+    words: Words = None,
+    n: Annotated[int, typer.Option("-n", min=1, help="records to show")] = 3,
+) -> None:
+    """Show the first rows as coloured tokens: prompt, what is trained on, what is masked, end tokens.
+
+    Examples:
+        preftune preview pairs.jsonl --model ./my-model
+    """
+    from preftune.preview import preview as show
+
+    file, rest = _split(words or [])
+    show(data, model, n, file, rest)
 
 
 @app.command()
@@ -242,6 +299,8 @@ def _train(
     from preftune.errors import PreftuneError
 
     file, rest = _split(words or [])
+    if file is not None and file.suffix.lower() in DATA:
+        raise PreftuneError(f"{file} is data and no config file: give it as --data {file}")
     given: dict[str, Any] = {"model.path": model, "data.path": data, "objective.name": objective, "output.path": out}
     # quoted: a folder may be called 2024 or true
     overrides = [f"{key}={json.dumps(str(value))}" for key, value in given.items() if value is not None]
@@ -305,13 +364,14 @@ def _speaks(error: Exception) -> bool:
 
 def main() -> None:
     """Entry point: errors that a user can mend are one sentence and exit code 2."""
+    from preftune.api_keys import hidden
     from preftune.errors import PreftuneError
 
     try:
         app()
     except PreftuneError as error:
         if _speaks(error):
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {hidden(str(error))}", file=sys.stderr)
         sys.exit(2)
     except (KeyboardInterrupt, SystemExit) as stop:  # typer makes the second of the first
         if said := getattr(stop, "message", None):  # a run that has saved what it had

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from preftune.api import train
+from preftune.checks import check_output
 from preftune.run import Run
 from preftune.sandbox.preferences import PolicyEvaluation, base_model, evaluate_policy, held_out_pairs, pairs
 from preftune.sandbox.world import prompts
@@ -40,6 +41,7 @@ def demo(
     Raises:
         PreftuneError: if the folder cannot be used, or noise is out of its range.
     """
+    check_output(output, overwrite)  # before the pairs are sampled, which takes seconds
     reference = base_model()
     apart = prompts()[1]
     looks: list[PolicyEvaluation] = []

@@ -14,7 +14,6 @@ from preftune.config import RunConfig
 from preftune.errors import PreftuneError
 from preftune.policy.reference import weights_hash
 from preftune.training import checkpoint
-from preftune.training.processes import Group
 from preftune.training.run_folder import RunFolder
 
 # What may change: it says how a run is carried out, watched or kept; or it is a rate, which takes effect from here on.
@@ -92,14 +91,13 @@ class Going:
     notes: list[str]
 
 
-def go_on(folder: RunFolder, fingerprint: str, start: str, group: Group) -> Going:
+def go_on(folder: RunFolder, fingerprint: str, start: str) -> Going:
     """Where a run goes on from: its newest whole checkpoint, if what it began with is still the same.
 
     Args:
         folder: of the run.
         fingerprint: of the records.
         start: `start_hash` of the model.
-        group: the processes of the run; the main one looks at the checkpoints.
 
     Raises:
         PreftuneError: names what has changed, or a checkpoint that another version has written.
@@ -114,7 +112,7 @@ def go_on(folder: RunFolder, fingerprint: str, start: str, group: Group) -> Goin
             f"the model that {run} began with has changed (start_sha256 in its manifest.json): restore it, for the "
             "reference is made from it, or start a new run"
         )
-    found, notes = group.on_main(lambda: checkpoint.newest(run))
+    found, notes = checkpoint.newest(run)
     now, then = RunFolder.versions(), manifest.get("versions", {})
     if changed := [f"{name} {then.get(name)} -> {now[name]}" for name in now if now[name] != then.get(name)]:
         notes.append(f"software has changed since the run began, so rounding may differ: {', '.join(changed)}")

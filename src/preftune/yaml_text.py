@@ -19,6 +19,10 @@ from pydantic_core import to_jsonable_python
 
 from preftune.errors import PreftuneError
 
+LONGEST = 60  # characters of a value that a message shows
+DEEPEST = 32  # levels of mappings and lists
+MOST_BYTES = 2**20  # of a config file
+MOST_NODES = 20_000  # values in it, each as often as aliases repeat it
 _TAG = "tag:yaml.org,2002:"
 _SCALARS = [  # kind, pattern, first characters; the first that matches wins
     ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
@@ -51,14 +55,17 @@ class _Loader(yaml.SafeLoader):
             if not isinstance(key, yaml.ScalarNode):
                 raise _refusal("a key must be plain text", key)
             if key.value in seen and key.tag != _TAG + "merge":
-                raise _refusal(f"the key {key.value} is given twice", key)
+                raise _refusal(f"the key {short(key.value)} is given twice", key)
             seen.add(key.value)
         self.flatten_mapping(node)
         return {key.value: self.construct_object(value, deep=True) for key, value in node.value}
 
     def get_single_data(self) -> Any:
-        """Constructed depth first, so that a node that contains itself is refused."""
+        """Constructed depth first, so that a node that contains itself is refused; and only if it is of a size that
+        somebody may have written, for a few aliases of aliases make billions of values."""
         node = self.get_single_node()
+        if node is not None and _size(node, {}) > MOST_NODES:
+            raise _refusal(f"aliases make more than {MOST_NODES:,} values of it", node)
         return None if node is None else self.construct_object(node, deep=True)
 
 
@@ -86,6 +93,10 @@ def read(path: Path) -> dict[str, Any]:
         PreftuneError: if there is no such file, or it holds no YAML mapping.
     """
     try:
+        if path.stat().st_size > MOST_BYTES:
+            raise PreftuneError(
+                f"{path} holds {path.stat().st_size:,} bytes, expected a config of at most {MOST_BYTES:,}"
+            )
         data = yaml.load(path.read_text(encoding="utf-8-sig"), _Loader)
     except FileNotFoundError:
         raise PreftuneError(f"there is no config file {path}; `preftune init` writes one") from None
@@ -93,7 +104,7 @@ def read(path: Path) -> dict[str, Any]:
         raise PreftuneError(f"cannot read the config file {path}: {error.strerror or error}") from None
     except UnicodeDecodeError:
         raise PreftuneError(f"the config file {path} is not UTF-8 text, so it cannot be read as YAML") from None
-    except (yaml.YAMLError, RecursionError) as error:
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise PreftuneError(f"{path} is not valid YAML: {_problem(error)}") from None
     if data is None:
         return {}
@@ -115,18 +126,16 @@ def value(text: str, override: str) -> Any:
     """
     text = text.strip()
     structured = text.startswith(('"', "'", "[", "{"))
-    loader: Any = _Loader(text if structured else "")
     try:
         if structured:
-            return loader.get_single_data()
+            return yaml.load(text, _Loader)
+        loader: Any = _Loader("")
         tag = loader.resolve(yaml.ScalarNode, text, (True, False))
         return loader.construct_object(yaml.ScalarNode(tag, text)) if tag in _CONSTRUCTED else text
-    except (yaml.YAMLError, RecursionError) as error:
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise PreftuneError(
-            f"the value of the override {override!r} is not valid YAML: {_problem(error)}; put text in quotes"
+            f"the value of the override {short(override)!r} is not valid YAML: {_problem(error)}; put text in quotes"
         ) from None
-    finally:
-        loader.dispose()
 
 
 def found(value: Any) -> str:
@@ -137,14 +146,24 @@ def found(value: Any) -> str:
         case bool():
             return str(value).lower()
         case str():
-            return f"the text {value if len(value) <= 60 else value[:57] + '...'!r}"
+            return f"the text {short(value)!r}"
         case int() | float():
-            return f"the number {value}"
+            return f"the number {short(str(value))}"
         case Mapping():
             return "a mapping"
         case list() | tuple():
             return "a list"
     return f"of type {type(value).__name__}"
+
+
+def is_text(value: str) -> bool:
+    """False for what no file can be called and no UTF-8 can hold."""
+    return not re.search("[\0\ud800-\udfff]", value)
+
+
+def short(text: str, most: int = LONGEST) -> str:
+    """The beginning of a text, for messages."""
+    return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 def dump(model: BaseModel) -> str:
@@ -215,8 +234,20 @@ def _refusal(problem: str, node: yaml.Node) -> yaml.YAMLError:
     return yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
 
 
+def _size(node: yaml.Node, known: dict[yaml.Node, int]) -> int:
+    """Values that a node stands for, those behind aliases counted each time."""
+    if node not in known:
+        known[node] = MOST_NODES + 1  # while it is being counted: a node that contains itself has no end
+        inner = [part for pair in node.value for part in pair] if isinstance(node, yaml.MappingNode) else node.value
+        known[node] = 1 + (0 if isinstance(node, yaml.ScalarNode) else sum(_size(part, known) for part in inner))
+    return known[node]
+
+
 def _problem(error: Exception) -> str:
+    if isinstance(error, ValueError):  # of a number, which Python refuses to read at thousands of digits
+        return "a number has too many digits"
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
     mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
-    if problem is None:
-        return "it is nested too deeply" if isinstance(error, RecursionError) else " ".join(str(error).split())
-    return problem if mark is None else f"{problem} (line {mark.line + 1}, column {mark.column + 1})"
+    said = short(problem or " ".join(str(error).split()), 2 * LONGEST)
+    return said if mark is None else f"{said} (line {mark.line + 1}, column {mark.column + 1})"

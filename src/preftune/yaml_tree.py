@@ -20,8 +20,9 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from preftune.api_keys import is_secret
 from preftune.errors import PreftuneError
-from preftune.yaml_text import commented, dump, found, models_in, read, value
+from preftune.yaml_text import DEEPEST, commented, dump, found, is_text, models_in, read, short, value
 
 __all__ = ["commented", "complaint", "dump", "load", "nearest", "read"]
 
@@ -138,7 +139,9 @@ class _Tree:
         dotted, equals, right = text.partition("=")
         key = tuple(dotted.strip().split("."))
         if not equals or not all(key):
-            raise PreftuneError(f"the override {text!r} is not of the form key.sub=value")
+            raise PreftuneError(f"the override {short(text)!r} is not of the form key.sub=value")
+        if len(key) > DEEPEST:
+            raise PreftuneError(f"the override {short(text)!r} has too many parts: no key has more than {DEEPEST}")
         new, node = value(right, text), self.values
         for depth in range(1, len(key)):
             node = self._enter(node, key[:depth], text)
@@ -159,7 +162,7 @@ class _Tree:
         if isinstance(child, dict | list):
             return child
         if child is not None and not (isinstance(child, str) and _is_tagged(key, self.tagged)):
-            raise PreftuneError(f"cannot apply {text!r}: {self.where(key)} is {found(child)}, which has no keys")
+            raise PreftuneError(f"cannot apply {short(text)!r}: {self.where(key)} is {found(child)}, which has no keys")
         child = {} if child is None else {"name": child}
         self._set(node, key, child, text)
         return child
@@ -168,14 +171,16 @@ class _Tree:
         if isinstance(node, list):
             node[self._index(node, key, text)] = new
         elif key[-1].isdecimal() and _is_tagged(key[:-1], self.tagged):
-            raise PreftuneError(f"cannot apply {text!r}: {self.where(key[:-1])} is one block, not a list of them")
+            raise PreftuneError(
+                f"cannot apply {short(text)!r}: {self.where(key[:-1])} is one block, not a list of them"
+            )
         else:
             node[key[-1]] = new
 
     def _index(self, node: list[Any], key: Key, text: str) -> int:
         if not key[-1].isdecimal() or int(key[-1]) >= len(node):
             raise PreftuneError(
-                f"cannot apply {text!r}: {self.where(key[:-1])} is a list of {len(node)}, "
+                f"cannot apply {short(text)!r}: {self.where(key[:-1])} is a list of {len(node)}, "
                 f"so {key[-1]} must be an index below {len(node)}"
             )
         return int(key[-1])
@@ -191,18 +196,25 @@ class _Tree:
             return os.fspath(node)
         if not isinstance(node, str | int | float | None):
             raise PreftuneError(f"{self.where(key)} is {found(node)}, expected a plain value")
+        if isinstance(node, str) and not is_text(node):
+            raise PreftuneError(f"{self.where(key)} holds a NUL or half a surrogate pair, expected text")
         if isinstance(node, str) and _INTERPOLATION.fullmatch(node):
             raise PreftuneError(
                 f"{self.where(key)} is {node.strip()}, but nothing is interpolated, because secrets would end up in "
                 "the run folder; write the value itself"
+            )
+        if isinstance(node, str) and is_secret(node, key[-1] if key else ""):
+            raise PreftuneError(
+                f"{self.where(key)} looks like an API key or a password, which would end up in the run folder: leave "
+                "it out, and set it as a variable of the environment"
             )
         return node
 
     def where(self, key: Key) -> str:
         """A key and its source, for messages."""
         if any(key[: len(given)] == given for given in self.given):
-            return f"{'.'.join(key)} on the command line"
-        return ".".join(key) if self.path is None else f"{'.'.join(key)} in {self.path}"
+            return f"{_dotted(key)} on the command line"
+        return _dotted(key) if self.path is None else f"{_dotted(key)} in {self.path}"
 
     def sources(self, before: str = " ", after: str = "") -> str:
         """Where any key may come from, for messages about what is missing or fits no single key."""
@@ -224,7 +236,7 @@ class _Tree:
         if not first:
             return f"the config{self.sources()} {complaint(same)}"
         if same[0]["type"] == "missing":
-            return f"the key {'.'.join(first)} is missing{self.sources()}{self._about(first)}"
+            return f"the key {_dotted(first)} is missing{self.sources()}{self._about(first)}"
         return f"{self.where(first)} {complaint(same)}"
 
     def _key(self, error: ErrorDetails) -> Key:
@@ -250,6 +262,10 @@ class _Tree:
             if key[-1] in part.model_fields and (text := part.model_fields[key[-1]].description):
                 return f": {text[0].lower() + text[1:].rstrip('.')}"
         return ""
+
+
+def _dotted(key: Key) -> str:
+    return ".".join(map(short, key))
 
 
 def _merge(lower: Any, upper: Any, tagged: tuple[Key, ...], key: Key = ()) -> Any:

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from preftune.data import dataset
 from preftune.data.dataset import DataConfig
+from preftune.data.doctor.findings import DoctorConfig
 from preftune.data.records import Preference, Where
 from preftune.data.rendering import RenderingConfig
 from preftune.errors import PreftuneError
@@ -76,7 +77,8 @@ def test_only_what_is_not_given_means_the_default_share(tmp_path: Path) -> None:
     assert len(dataset.read(DataConfig(), train, 0).held_out) == 2
     for nothing in ([], (), {}):
         found = dataset.read(DataConfig(), train, 0, nothing)
-        assert (len(found.train), len(found.held_out), found.messages) == (20, 0, [])
+        assert (len(found.train), len(found.held_out)) == (20, 0)
+        assert not any("held-out" in message for message in found.messages)
     with pytest.raises(PreftuneError, match="the path of the data is empty"):
         dataset.read(DataConfig(held_out_path=""), train, 0)
     with pytest.raises(PreftuneError, match="0 rows in given data"):
@@ -162,3 +164,13 @@ def test_accepted_weights_are_normal_numbers_of_float32() -> None:
         assert np.finfo(np.float32).tiny < np.float32(weight) < np.finfo(np.float32).max / 1e6
         (record,) = dataset.read(DataConfig(), rows(0, weight=weight), 0, []).train
         assert record.weight == weight
+
+
+def test_records_that_are_no_examples_are_an_error_on_request(tokenizer: PreTrainedTokenizerFast) -> None:
+    config = DataConfig(rendering=RenderingConfig(max_length=20), doctor=DoctorConfig(tokens="error"))
+    found = dataset.read(config, [*rows(0, 1), *rows(2, prompt="q" * 40)], 0, [])
+    with pytest.raises(
+        PreftuneError, match=r"training data: 1 left out: .* \(given data row 2\); .* data\.doctor\.tokens=drop"
+    ):
+        dataset.render(found, tokenizer, config)
+    assert len(dataset.render(found, tokenizer, config.model_copy(update={"doctor": DoctorConfig()})).train) == 2

@@ -256,14 +256,14 @@ EXPECTED = {
     "items.json": "FILE holds one object with the lists items (2), expected an array of objects, an object per line, a "
     "list of objects under one of data, train, ",
     "uneven.json": "FILE holds one object with the lists prompt (2), chosen (1), expected",
-    "cut.jsonl": "FILE line 2 is broken JSON (Unterminated string starting at at column 7)",
+    "cut.jsonl": "FILE line 2 is broken JSON (Unterminated string starting at column 7)",
     "number.jsonl": "FILE row 1 is int, expected an object with named fields",
     "null.json": "FILE row 1 is null, expected an object with named fields",
     "latin.jsonl": "FILE line 2 is not UTF-8 (byte 0xe9): save it as UTF-8",
     "latin.json": "FILE line 3 is not UTF-8 (byte 0xe9): save it as UTF-8",
     "latin.csv": "FILE is not UTF-8 after line 0 (byte 0xe9): save it as UTF-8",
     "utf16.json": "FILE line 1 is not UTF-8 (byte 0xff): save it as UTF-8",
-    "deep.json": "FILE line 1 is broken JSON (maximum recursion depth exceeded",
+    "deep.json": "FILE line 1 is broken JSON (it is nested too deeply), expected",
     "digits.jsonl": "FILE line 1 is broken JSON (Exceeds the limit",
     "cut.jsonl.gz": "FILE is cut off or is not gzip (Compressed file ended before the end-of-stream marker",
     "damaged.jsonl.gz": "FILE is cut off or is not gzip",
@@ -368,3 +368,18 @@ def test_any_bytes_give_rows_or_one_sentence(
         assert found
         assert all(isinstance(row, dict) for _, row in found)
     assert message.count("\n") == 0
+
+
+def test_broken_rows_are_told_and_passed_over_on_request(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b'{"a": 1}\n{"a": \n3\n\n{"a": 2}\n')
+    told: list[tuple[int, str]] = []
+    found = [*sources.rows(str(path), broken=lambda where, reason: told.append((where.row, reason)))]
+    assert [(where.row, row) for where, row in found] == [(0, {"a": 1}), (3, {"a": 2})]
+    assert [row for row, _ in told] == [1, 2]
+    assert "line 2 is broken JSON" in told[0][1]
+    assert told[1][1] == "is int, expected an object with named fields"
+    with pytest.raises(PreftuneError, match=r"rows\.jsonl line 2 is broken JSON"):
+        [*sources.rows(str(path))]
+    given = [*sources.rows([{"a": 1}, "no", {"a": 2}], broken=lambda where, reason: None)]  # type: ignore[list-item]
+    assert [where.row for where, _ in given] == [0, 2]

@@ -1,4 +1,7 @@
-"""Whatever is wrong ends in one clear sentence and exit code 2, as early as it shows."""
+"""Whatever is wrong ends in one clear sentence and exit code 2, as early as it shows.
+
+What else may be wrong with rows, files, configs, models and disks is listed in tests/bad_input.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,6 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertLMHeadModel
 
 from preftune import train
@@ -111,26 +113,13 @@ PAIR = {"prompt": "A strange drama about two brothers.", "chosen": " Good.", "re
 @pytest.mark.parametrize(
     ("command", "rows", "parts"),
     [
-        ("train", [{"a": 1}], ["d.jsonl row 0: the columns a fit no known layout, expected those of one of "]),
-        ("train", [], ["0 rows in d.jsonl, expected at least one example"]),
-        ("train", [{"prompt": "a", "completion": "b"}], ["objective dpo learns from pairs", "has demonstrations"]),
+        ("train", [PAIR, {**PAIR, "chosen": None}], ["d.jsonl row 1: chosen is null, expected text"]),
         (
             "train",
             [{"prompt": "a", "completion": "b", "label": True}],
             ["objective dpo learns from pairs", "has judged responses"],
         ),
         ("sft", [{"prompt": "a", "completion": "b", "label": True}], ["objective sft learns from demonstrations"]),
-        ("train", [PAIR, {**PAIR, "chosen": None}], ["d.jsonl row 1: chosen is null, expected text"]),
-        ("train", [PAIR, {**PAIR, "chosen": 3}], ["d.jsonl row 1: chosen is the number 3, expected text"]),
-        (
-            "train",
-            [PAIR, {"prompt": "a", "chosen": "b"}],
-            ["d.jsonl row 1: rejected is missing, expected it in every row"],
-        ),
-        ("train", [{**PAIR, "weight": float("nan")}], ["d.jsonl row 0: weight is the number nan"]),
-        ("train", [{**PAIR, "weight": -1}], ["d.jsonl row 0: weight is the number -1"]),
-        ("train", [{**PAIR, "confidence": 2}], ["d.jsonl row 0: confidence is the number 2"]),
-        ("train", [{**PAIR, "rejected": " Good."}], ["chosen and rejected are identical", "d.jsonl row 0"]),
         ("train", [PAIR], ["cannot hold out 1 of 1 records by prompt"]),
     ],
 )
@@ -143,26 +132,6 @@ def test_bad_data_is_refused_before_the_model_is_loaded(
 
     refused(preftune(command, "-m", unreadable_model, "-d", "d.jsonl", "-q", *words), *parts)
     assert not Path("runs").exists()
-
-
-@pytest.mark.parametrize(
-    ("name", "text", "parts"),
-    [
-        ("none.yaml", None, ["there is no config file none.yaml; `preftune init` writes one"]),
-        ("c.yaml", "model: {path: [", ["c.yaml is not valid YAML", "line 1"]),
-        ("c.yaml", "- a\n- b\n", ["c.yaml holds a list, expected a mapping"]),
-        ("c.yaml", "model: {path: '${oc.env:HOME}'}\n", ["model.path in c.yaml is ${oc.env:HOME}", "secrets"]),
-        ("c.yaml", "modell: {path: sandbox}\n", ["unknown key modell in c.yaml; did you mean model?"]),
-        ("c.yaml", "model: sandbox\n", ["model in c.yaml is the text 'sandbox', expected a mapping"]),
-        ("c.yaml", "seed: yes\n", ["seed in c.yaml is the text 'yes', expected an integer"]),
-        ("c.yaml", "seed: 1\nseed: 2\n", ["the key seed is given twice"]),
-        ("c.yaml", "model: {path: sandbox}\n", ["data.path is missing"]),
-    ],
-)
-def test_a_bad_file_is_refused(name: str, text: str | None, parts: list[str], preftune: Command) -> None:
-    if text is not None:
-        Path(name).write_text(text)
-    refused(preftune("train", name, "-q"), *parts)
 
 
 @pytest.mark.parametrize(
@@ -182,85 +151,6 @@ def test_other_commands_refuse_in_one_sentence_too(preftune: Command, tmp_path: 
 
 
 # --- what a model lacks -----------------------------------------------------------------------------------------------
-
-
-def config(folder: Path, **values: Any) -> None:
-    given = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**given, **values}))
-
-
-def weights(folder: Path, change: Any) -> None:
-    given = load_file(folder / "model.safetensors")
-    change(given)
-    save_file(given, folder / "model.safetensors", metadata={"format": "pt"})
-
-
-def without_a_layer(given: dict[str, torch.Tensor]) -> None:
-    for name in [name for name in given if "layers.1.mlp" in name]:
-        del given[name]
-
-
-MODELS: dict[str, tuple[Any, list[str]]] = {
-    "no folder": (shutil.rmtree, ["model folder m/base does not exist"]),
-    "no config": (lambda m: (m / "config.json").unlink(), ["has no config.json"]),
-    "broken config": (lambda m: (m / "config.json").write_text("{"), ["config.json cannot be read as JSON"]),
-    "config of nothing": (lambda m: (m / "config.json").write_text("{}"), ["names no model_type"]),
-    "unknown type": (lambda m: config(m, model_type="qwen99"), ["is of model_type 'qwen99'"]),
-    "no causal model": (lambda m: config(m, model_type="t5"), ["cannot load model m/base"]),
-    "no weights": (lambda m: (m / "model.safetensors").unlink(), ["has no weights: expected model.safetensors"]),
-    "other weights": (
-        lambda m: (m / "model.safetensors").rename(m / "pytorch_model.bin"),
-        ["has no weights", "convert them with save_pretrained"],
-    ),
-    "corrupt weights": (lambda m: (m / "model.safetensors").write_bytes(b"\0" * 64), ["cannot load model m/base"]),
-    "cut weights": (
-        lambda m: (m / "model.safetensors").write_bytes((m / "model.safetensors").read_bytes()[:9999]),
-        ["cannot load model m/base"],
-    ),
-    "weights of another size": (
-        lambda m: weights(m, lambda given: given.update({"model.norm.weight": torch.ones(7)})),
-        ["its file of weights has another size of model.norm.weight"],
-    ),
-    "a layer without weights": (
-        lambda m: weights(m, without_a_layer),
-        ["its file of weights has no model.layers.1.mlp.down_proj.weight"],
-    ),
-    "no tokenizer": (
-        lambda m: [(m / name).unlink() for name in ("tokenizer.json", "tokenizer_config.json")],
-        ["cannot load a tokenizer from m/base", "model.tokenizer"],
-    ),
-    "weights that are not numbers": (
-        lambda m: weights(m, lambda given: given["model.norm.weight"].fill_(torch.nan)),
-        ["model m/base holds nan or infinity in model.norm.weight (64 of 64 numbers)"],
-    ),
-    "a weight that is infinite": (
-        lambda m: weights(m, lambda given: given["model.layers.1.mlp.up_proj.weight"][3, 5].fill_(-torch.inf)),
-        ["model m/base holds nan or infinity in model.layers.1.mlp.up_proj.weight (1 of "],
-    ),
-    "config that contradicts itself": (
-        lambda m: config(m, num_hidden_layers=3),
-        ["cannot load model m/base: ", "`num_hidden_layers` (3) must be equal to the number of `layer_types` (2)"],
-    ),
-    "config of another kind": (
-        lambda m: config(m, num_attention_heads="four"),
-        ["cannot load model m/base: ", "'num_attention_heads'", "got str (value: 'four')"],
-    ),
-    "no tokens in the tokenizer": (
-        lambda m: (m / "tokenizer.json").write_text("{}"),
-        ["cannot load a tokenizer from m/base", "its tokenizer.json is no tokenizer: Model missing", "model.tokenizer"],
-    ),
-}
-
-
-@pytest.mark.parametrize("what", MODELS)
-def test_a_broken_model_is_refused(what: str, preftune: Command, pairs_file: Path, tmp_path: Path) -> None:
-    breaks, parts = MODELS[what]
-    breaks(copy_of_base(tmp_path / "m" / "base"))
-
-    said = preftune("train", "-m", "m/base", "-d", str(pairs_file), "-o", "r", "-q", "evaluate.samples=0")
-
-    refused(said, *parts)
-    assert not (tmp_path / "r" / "model").exists()
 
 
 def bert(**fields: Any) -> BertLMHeadModel:
@@ -372,12 +262,6 @@ def test_training_stops_at_the_first_step_that_is_not_finite(
     assert not (tmp_path / "r" / "model").exists(), "no broken model is left"
     assert not (tmp_path / "r" / "summary.json").exists()
     assert (tmp_path / "r" / "metrics.jsonl").exists()
-
-
-def test_training_stops_at_the_first_step_that_explodes(preftune: Command, pairs_file: Path) -> None:
-    """Norms keep these gradients finite: after one step, every weight is off by a million."""
-    words = ("train.max_steps=4", "evaluate.samples=0", "optim.learning_rate=1e6")
-    assert preftune("train", "-m", "sandbox", "-d", str(pairs_file), "-q", *words).code == 2
 
 
 def test_ctrl_c_ends_without_a_traceback(preftune: Command, pairs_file: Path, tmp_path: Path) -> None:

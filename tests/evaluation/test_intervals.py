@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from preftune.evaluation.intervals import auc, auc_interval
+from preftune.evaluation.intervals import accuracy_interval, auc, auc_interval, grouped_interval, wilson
 
 values = st.lists(st.integers(-5, 5).map(float), min_size=1, max_size=20)
 
@@ -35,3 +35,18 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says():
 
 def test_too_few_values_say_nothing():
     assert auc_interval([1.0], [0.0, 0.5]) == (0.0, 1.0)
+
+
+def test_wilson_solves_its_equation():
+    """The ends are the shares from which the one found is z standard errors away."""
+    for share, n, z in ((0.5, 100, 1.96), (0.0, 20, 1.96), (0.9, 30, 5.0)):
+        for end in wilson(share, n, z):
+            assert (share - end) ** 2 == pytest.approx(z**2 * end * (1 - end) / n, abs=1e-9)
+
+
+def test_groups_by_number_are_groups_by_name():
+    correct, names = [1, 1, 0, 0.5, 1, 0, 1], ["a", "a", "b", "c", "c", "c", "d"]
+    assert grouped_interval(correct, np.array([0, 0, 1, 2, 2, 2, 3])) == accuracy_interval(correct, names)
+    assert grouped_interval(correct, np.array([3, 3, 0, 1, 1, 1, 2])) == pytest.approx(
+        accuracy_interval(correct, names)
+    )

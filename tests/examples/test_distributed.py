@@ -32,9 +32,7 @@ def test_the_readme_lists_them_all_and_says_which_were_run() -> None:
     lines = [line for line in (FOLDER / "README.md").read_text().splitlines() if line.startswith("| [")]
     listed = {line.split("](")[1].partition(")")[0]: line for line in lines}
     assert listed.keys() == {str(path.relative_to(FOLDER)) for path in FOLDER.rglob("*.yaml")}
-    assert [name for name, line in listed.items() if "parsed only" not in line] == [
-        "accelerate/two-cpu-processes.yaml"
-    ]
+    assert [name for name, line in listed.items() if "parsed only" not in line] == ["accelerate/two-cpu-processes.yaml"]
 
 
 def test_accelerate_launches_two_processes_that_share_the_weights(tmp_path: Path) -> None:

@@ -14,6 +14,8 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
+from preftune.data.doctor.checkup import Chart, decide, examine, overlap
+from preftune.data.doctor.findings import DoctorConfig
 from preftune.data.entries import About, fetch, key_of
 from preftune.data.examples import Example
 from preftune.data.lines import Lines, Mask, Reading, content
@@ -61,6 +63,9 @@ class DataConfig(BaseModel):
         None, ge=1, description="most processes that tokenise; none: one for each core, as far as the data is worth it"
     )
     rendering: RenderingConfig = Field(default_factory=RenderingConfig, description="from text to tokens")
+    doctor: DoctorConfig = Field(
+        default_factory=DoctorConfig, description="what is looked for in the training data, and what becomes of it"
+    )
 
 
 class SideRecords(Collection[Record]):
@@ -158,10 +163,11 @@ def read(
     share = config.held_out if apart is None else 0
     given = [train] if other is None else [train, other]
     known = all(lines.key is not None for lines in given)
-    key = key_of("split", [lines.key for lines in given], share, seed) if known else None
+    doctor = config.doctor
+    key = key_of("split", [lines.key for lines in given], share, seed, doctor.model_dump()) if known else None
 
     def make(folder: Path) -> About:
-        return _divide(folder, train, other, share, seed)
+        return _divide(folder, train, other, share, seed, doctor)
 
     entry = fetch("split", key, make, lambda: all(lines.unchanged() for lines in given))
     about, masks = entry.about, [np.load(entry.folder / f"{name}.npy") for name in ("train", "held_out")]
@@ -184,7 +190,10 @@ def render(found: Records, tokenizer: Any, config: DataConfig) -> Examples:
     tokeniser = Tokeniser(tokenizer, config.rendering)
     sides = [found.train.side, *([found.held_out.side] if found.held_out else [])]
     one_source = sides[0].lines is sides[-1].lines
-    parts = [tokeniser.examples(group, config.workers) for group in ([sides] if one_source else [[s] for s in sides])]
+    parts = [
+        tokeniser.examples(group, config.workers, config.doctor.tokens)
+        for group in ([sides] if one_source else [[s] for s in sides])
+    ]
     examples: list[Sequence[Example]] = [side for part, _, _ in parts for side in part]
     _check_some_weigh(examples[0])
     renderer, notes = tokeniser.renderer, [note for side in sides for note in side.lines.notes]
@@ -199,24 +208,33 @@ def render(found: Records, tokenizer: Any, config: DataConfig) -> Examples:
     )
 
 
-def _divide(folder: Path, train: Lines, other: Lines | None, share: float, seed: int) -> About:
+def _divide(folder: Path, train: Lines, other: Lines | None, share: float, seed: int, doctor: DoctorConfig) -> About:
     """The split as masks over the lines of the sources, and what is known of it."""
     if not train.count:
         raise PreftuneError(f"no usable row in the data: {train.drops('identical').summary()}")
-    learnt, held = np.ones(train.count, dtype=np.bool_), np.zeros(train.count, dtype=np.bool_)
     drops = [train.drops("unreadable"), train.drops("identical")]
-    messages = []
+    if doctor.identical == "error" and drops[1].total:
+        raise PreftuneError(
+            f"rows without a preference, {drops[1].summary()}: mend the data, or set data.doctor.identical=drop"
+        )
+    chart = Chart(train)
+    learnt, messages = decide(examine(chart, doctor), doctor, train.count)
+    held = np.zeros(train.count, dtype=np.bool_)
     if other is None and share:
-        held = choose((record.prompt for record in train.records()), share, seed)
-        learnt = ~held
+        held[learnt] = choose((record.prompt for record in train.records(learnt)), share, seed)
+        learnt &= ~held
     elif other is not None:
         drops = [drops[0].joined(other.drops("unreadable")), drops[1].joined(other.drops("identical"))]
         if not other.count:
             raise PreftuneError(f"no usable row in the held-out data: {drops[1].summary()}")
         held, shared = _unshared(other, train)
         messages += [f"held-out data: {shared.summary()}"] if shared.total else []
-    _check_some_weigh(train.records(learnt))
     aside = train if other is None else other
+    if doctor.contamination != "ignore" and held.any():
+        found = overlap(chart, learnt, ((one.where, one.prompt) for one in aside.records(held)), "the held-out data")
+        clean, said = decide([found] if found else [], doctor, train.count)
+        learnt, messages = learnt & clean, messages + said
+    _check_some_weigh(train.records(learnt))
     kinds, forms, digest = set[str](), set[bytes](), hashlib.sha256()
     for number, line in ((i, line) for i, side in enumerate((train.raw(learnt), aside.raw(held))) for line in side):
         record = content(line)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import os
 import shutil
 import tempfile
 import time
@@ -83,9 +84,10 @@ def fetch(kind: str, key: str | None, make: Callable[[Path], About], keep: Calla
             _write_about(folder, about)
     except BaseException as error:
         shutil.rmtree(folder, ignore_errors=True)
-        if isinstance(error, OSError) and error.errno in FULL:
+        if isinstance(error, OSError) and error.errno in (*FULL, None):  # numpy gives no number
+            reason = os.strerror(error.errno or errno.ENOSPC)
             raise PreftuneError(
-                f"cannot write to {folder.parent} ({error.strerror}): make room there, or name another folder in the "
+                f"cannot write to {folder.parent} ({reason}): make room there, or name another folder in the "
                 f"environment variable {VARIABLE}"
             ) from None
         raise
@@ -112,7 +114,7 @@ def hash_file(path: Path) -> str:
 def _code() -> str:
     """Hash of the code of this room, and of the libraries that it renders with: other code may read data otherwise."""
     digest = hashlib.sha256()
-    for file in sorted(Path(__file__).parent.glob("*.py")):
+    for file in sorted(Path(__file__).parent.rglob("*.py")):
         digest.update(file.read_bytes())
     for package in ("preftune", "transformers", "tokenizers", "jinja2"):
         digest.update(f"{package} {version(package)}\n".encode())

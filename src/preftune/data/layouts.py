@@ -32,6 +32,7 @@ from preftune.data.fields import (
 from preftune.data.records import Demonstration, Judged, Message, Preference, Ranking, Record, Text, Where
 from preftune.errors import PreftuneError
 
+NEAR = 2  # layouts that a message describes; the others it names
 HH_TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")
 HH_ROLES = {"Human": "user", "Assistant": "assistant"}
 
@@ -71,7 +72,9 @@ def by_name(name: str) -> Layout:
             return layout
     close = difflib.get_close_matches(name, [layout.name for layout in LAYOUTS], 1)
     hint = f" (did you mean {close[0]}?)" if close else ""
-    raise PreftuneError(f"there is no layout {name!r}{hint}; known layouts: {_listing()}")
+    raise PreftuneError(
+        f"there is no layout {name!r}{hint}; known layouts: {', '.join(layout.name for layout in LAYOUTS)}"
+    )
 
 
 def recognise(row: Fields) -> Layout:
@@ -86,14 +89,18 @@ def recognise(row: Fields) -> Layout:
     for layout in able:
         if not layout.missing(row) and layout.fits(row):
             return layout
-    closest = min(able, key=lambda layout: len(layout.missing(row)))
+    # those that lack least come first; where none has anything of the row, the order above
+    near = sorted(able, key=lambda layout: min(len(layout.missing(row)) / len(layout.keys), 1))
+    closest = near[0]
     missing = [key.replace("|", " or ") for key in closest.missing(row)]
     hint = f" ({closest.name} lacks {' and '.join(missing)})" if len(missing) < len(closest.keys) else ""
-    raise Unfit(f"the columns {names(row)} fit no known layout{hint}, expected those of one of {_listing()}")
+    raise Unfit(f"the columns {names(row, most=6)} fit no known layout{hint}, expected those of one of {_near(near)}")
 
 
-def _listing() -> str:
-    return ", ".join(str(layout) for layout in LAYOUTS)
+def _near(layouts: Sequence[Layout]) -> str:
+    """The first few with their columns, and the names of the others."""
+    others = ", ".join(layout.name for layout in layouts[NEAR:])
+    return ", ".join(map(str, layouts[:NEAR])) + (f", or of {others}" if others else "")
 
 
 # --- pairs ------------------------------------------------------------------------------------------------------------

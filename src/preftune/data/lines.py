@@ -23,6 +23,7 @@ from preftune.data.records import (
     WEIGHT,
     Drops,
     Record,
+    Row,
     Where,
     from_line,
     is_weight,
@@ -52,17 +53,19 @@ class Lines:
     Args:
         source: what `sources.rows` takes, or records.
         reading: how to read it.
+        drops: where to count what is left out, unreadable rows and pairs without a preference, for who wants to know
+            more of them; the lines are then read anew, and not kept in the cache.
 
     Attributes:
         key: of what the files hold that the source is read from, their names and `reading`; None if it is not files.
     """
 
-    def __init__(self, source: str | Iterable[Any], reading: Reading) -> None:
-        self.source, self.reading = source, reading
+    def __init__(self, source: str | Iterable[Any], reading: Reading, drops: tuple[Drops, Drops] | None = None) -> None:
+        self.source, self.reading, self._drops = source, reading, drops
         self._stamps = _stamps(source, reading.split)
         self.key: str | None = None
         with suppress(OSError):  # reading the files says what is wrong
-            if self._stamps is not None:
+            if self._stamps is not None and drops is None:
                 hashes = [(str(path), hash_file(path)) for path, *_ in self._stamps]
                 self.key = key_of("records", source, hashes, vars(reading))
 
@@ -112,10 +115,11 @@ class Lines:
 
     def _make(self, folder: Path) -> About:
         reading = self.reading
-        unreadable, identical = Drops(reading.bad_rows), Drops("drop")
+        unreadable, identical = self._drops or (Drops(reading.bad_rows), Drops("drop"))
         found, source = _as_records(self.source)
         if found is None:
-            found = records(sources.rows(source, split=reading.split), reading.layout, unreadable)
+            rows = all_rows(source, reading, unreadable) if self._drops else sources.rows(source, split=reading.split)
+            found = records(rows, reading.layout, unreadable)
         names: dict[str, int] = {}
         digest, count = hashlib.sha256(), 0
         with (folder / FILE).open("wb") as file:
@@ -135,6 +139,24 @@ class Lines:
             "unreadable": _plain(unreadable),
             "identical": _plain(identical),
         }
+
+
+def all_rows(source: str | Iterable[Any], reading: Reading, drops: Drops) -> Iterator[Row]:
+    """The rows of a source, all that can be had: broken ones are counted, and so is the place from which on nothing can
+    be read (in a cut archive, say).
+
+    Raises:
+        PreftuneError: if that is before the first row.
+    """
+    last = None
+    try:
+        for row in sources.rows(source, split=reading.split, broken=drops.add):
+            last = row[0]
+            yield row
+    except PreftuneError as error:
+        if last is None:
+            raise
+        drops.add(Where(last.source, last.row + 1), f"{error}; it was not read any further")
 
 
 def read_line(line: bytes, names: Sequence[str]) -> Record:

@@ -108,6 +108,7 @@ Record = Preference | Judged | Ranking | Demonstration
 Row = tuple[Where, Mapping[str, Any]]
 DropPolicy = Literal["error", "drop"]
 WEIGHT = "0 or a number from 1e-30 to 1e+30"
+LONGEST = 120  # characters of a reason in a summary of several
 SHOWN = 3  # reasons, and places of each, that a summary names
 
 
@@ -123,6 +124,10 @@ class Dropped:
 
     where: Where
     reason: str
+
+
+def _short(reason: str) -> str:
+    return reason if len(reason) <= LONGEST else f"{reason[: LONGEST - 3]}..."
 
 
 @dataclass
@@ -172,7 +177,7 @@ class Drops:
     def summary(self) -> str:
         """One line: how many, each reason with its count, most frequent first, and the first places."""
         reasons = self.counts.most_common()
-        parts = [f"{count} because {reason} ({self._places(reason)})" for reason, count in reasons[:SHOWN]]
+        parts = [f"{count} because {_short(reason)} ({self._places(reason)})" for reason, count in reasons[:SHOWN]]
         if len(reasons) > SHOWN:
             parts.append(f"and {sum(count for _, count in reasons[SHOWN:])} for other reasons")
         return f"{self.total} left out" + (f": {', '.join(parts)}" if parts else "")

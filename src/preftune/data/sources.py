@@ -8,26 +8,36 @@ import gzip
 import json
 import re
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from io import BytesIO, TextIOWrapper
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+from preftune.data.fields import shown
 from preftune.data.records import ROW, Where
 from preftune.errors import PreftuneError
 
 Row = tuple[Where, dict[str, Any]]
+Told = Callable[[Where, str], None]
 Source = str | Path | Iterable[Mapping[str, Any]] | Mapping[str, Iterable[Mapping[str, Any]]]
 
 HUB_ID = re.compile(r"(?P<name>[\w-][\w.-]*/[\w-][\w.-]*)(:(?P<config>[\w.-]+))?")
 GIVEN = "given data"  # what messages call an iterable
+GZIP = b"\x1f\x8b"  # how such files begin
 BLANK = b"\xef\xbb\xbf \t\r\n"
 LISTS = ("data", "train", "rows", "examples", "records")  # keys under which a file's one object may hold its rows
 ABOUT = ("dataset_dict.json", "dataset_info.json", "dataset_infos.json", "state.json")  # they describe data
 
 
-def rows(source: Source, *, split: str | None = None) -> Iterator[Row]:
+class Broken(str):
+    """In place of a row: what is wrong with the text that should hold it."""
+
+    __slots__ = ()
+
+
+def rows(source: Source, *, split: str | None = None, broken: Told | None = None) -> Iterator[Row]:
     """Rows of a data source, streamed where its format allows.
 
     Args:
@@ -41,6 +51,8 @@ def rows(source: Source, *, split: str | None = None) -> Iterator[Row]:
         split: which split of a hub data set or of a mapping, or of a folder (files or folders whose name begins with
             it: train.jsonl, train-00000-of-00002.parquet). If None: all of a folder; elsewhere "train", or the only
             one.
+        broken: told of rows that are no objects and of lines that are no JSON, which are left out then; if None, the
+            first one is an error.
 
     Raises:
         PreftuneError: at once, if the source does not exist, its kind is unknown or it has no such split; while
@@ -48,10 +60,10 @@ def rows(source: Source, *, split: str | None = None) -> Iterator[Row]:
     """
     if isinstance(source, str | Path):
         try:
-            return _at_least_one(_named(source, split), str(source))
+            return _at_least_one(_named(source, split, broken), str(source))
         except (OSError, RuntimeError) as error:  # a name that is too long, no right to look, no such home
             raise PreftuneError(f"cannot read {str(source)[:80]} ({_reason(error)}): check the path") from None
-    return _at_least_one(_given(source, split), GIVEN)
+    return _at_least_one(_given(source, split, broken), GIVEN)
 
 
 def files(source: str, split: str | None = None) -> list[Path] | None:
@@ -78,7 +90,7 @@ def _at_least_one(found: Iterator[Row], name: str) -> Iterator[Row]:
         raise PreftuneError(f"0 rows in {name}, expected at least one example")
 
 
-def _named(source: str | Path, split: str | None) -> Iterator[Row]:
+def _named(source: str | Path, split: str | None, broken: Told | None) -> Iterator[Row]:
     if not str(source).strip():
         raise PreftuneError("the path of the data is empty, expected a file, a folder, a hub id or sandbox")
     path = Path(source).expanduser()
@@ -86,10 +98,12 @@ def _named(source: str | Path, split: str | None) -> Iterator[Row]:
         _no_splits(split, "sandbox")
         return _sandbox()
     if path.is_dir():
-        return _folder(path, split)
+        return _folder(path, split, broken)
     if path.exists():
+        if not path.is_file():  # a pipe would keep us waiting, and cannot be read twice
+            raise PreftuneError(f"{path} is no regular file, expected a file or a folder")
         _no_splits(split, str(path))
-        return _file(path, _reader(path))
+        return _file(path, _reader(path), broken)
     hub = HUB_ID.fullmatch(source) if isinstance(source, str) else None
     if hub and _format(path) is None and not path.parent.exists():
         return _hub(hub["name"], hub["config"], split)
@@ -99,6 +113,8 @@ def _named(source: str | Path, split: str | None) -> Iterator[Row]:
 def _missing(path: Path) -> str:
     """What to say about a path that does not exist."""
     folder = path.parent
+    if path.is_symlink():
+        return f"{path} is a link that leads nowhere: mend it, or name the file itself"
     if not folder.is_dir():
         return f"{path} does not exist, and neither does its folder: check the path"
     near = difflib.get_close_matches(path.name, [*(entry.name for entry in folder.iterdir()), "sandbox"], 1)
@@ -110,7 +126,7 @@ def _reason(error: Exception) -> str:
     """The first line of a library's message."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return next((line.rstrip(". ") for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def _no_splits(split: str | None, name: str) -> None:
@@ -132,7 +148,7 @@ def _choose(splits: Iterable[str], split: str | None, name: str) -> str:
 # --- Python objects, built-in and hub ---------------------------------------------------------------------------------
 
 
-def _given(source: Any, split: str | None) -> Iterator[Row]:
+def _given(source: Any, split: str | None, broken: Told | None) -> Iterator[Row]:
     if isinstance(source, Mapping):
         splits = [str(name) for name, value in source.items() if _is_iterable(value)]
         if len(splits) < len(source):
@@ -144,7 +160,7 @@ def _given(source: Any, split: str | None) -> Iterator[Row]:
         _no_splits(split, GIVEN)
     if not _is_iterable(source):
         raise PreftuneError(f"{GIVEN} is of type {type(source).__name__}, expected a path or an iterable of mappings")
-    return _rows_of(_frame_rows(source) if _is_frame(source) else source, GIVEN)
+    return _rows_of(_frame_rows(source) if _is_frame(source) else source, GIVEN, broken)
 
 
 def _is_iterable(value: Any) -> bool:
@@ -177,16 +193,20 @@ def _as_list(value: Any) -> Any:
     return [_as_list(each) for each in value] if isinstance(value, list) else value
 
 
-def _rows_of(values: Iterable[Any], name: str) -> Iterator[Row]:
+def _rows_of(values: Iterable[Any], name: str, broken: Told | None = None) -> Iterator[Row]:
     for index, value in enumerate(values):
         where = Where(name, index)
-        if not isinstance(value, Mapping):
-            kind = {str: "text", list: "a list", type(None): "null"}.get(type(value), type(value).__name__)
-            raise PreftuneError(f"{where} is {kind}, expected an object with named fields")
-        row = dict(value)
-        if type(row.get(ROW)) is int and row[ROW] >= 0:
-            where = Where(name, row.pop(ROW))
-        yield where, row
+        if isinstance(value, Mapping):
+            row = dict(value)
+            if type(row.get(ROW)) is int and row[ROW] >= 0:
+                where = Where(name, row.pop(ROW))
+            yield where, row
+            continue
+        kind = {str: "text", list: "a list", type(None): "null"}.get(type(value), type(value).__name__)
+        what = "" if isinstance(value, Broken) else f"is {kind}, expected an object with named fields"
+        if broken is None:
+            raise PreftuneError(f"{where} {what}" if what else value)
+        broken(where, what or value)
 
 
 def _sandbox() -> Iterator[Row]:
@@ -212,10 +232,10 @@ def _hub(name: str, config: str | None, split: str | None) -> Iterator[Row]:
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
-def _folder(path: Path, split: str | None) -> Iterator[Row]:
+def _folder(path: Path, split: str | None, broken: Told | None) -> Iterator[Row]:
     if _is_saved(path):
         return _saved(path, split)
-    return (row for file in _folder_files(path, split) for row in _file(file, _reader(file)))
+    return (row for file in _folder_files(path, split) for row in _file(file, _reader(file), broken))
 
 
 def _is_saved(path: Path) -> bool:
@@ -255,9 +275,9 @@ def _saved(path: Path, split: str | None) -> Iterator[Row]:
     return _rows_of(loaded, str(path))
 
 
-def _file(path: Path, read: Callable[[Path], Iterator[Any]]) -> Iterator[Row]:
+def _file(path: Path, read: Callable[[Path], Iterator[Any]], broken: Told | None) -> Iterator[Row]:
     try:
-        yield from _rows_of(read(path), str(path))
+        yield from _rows_of(read(path), str(path), broken)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise PreftuneError(f"{path} is cut off or is not gzip ({_reason(error)}): copy it again") from None
     except OSError as error:
@@ -278,7 +298,7 @@ def _json_lines(path: Path) -> Iterator[Any]:
             return
         for number, line in enumerate(file, 1):
             if line.strip(BLANK):
-                yield _parse(path, line.rstrip(b"\r\n"), number)
+                yield _parsed(path, line.rstrip(b"\r\n"), number)
 
 
 def _json_rows(path: Path) -> Iterator[Any]:
@@ -312,22 +332,46 @@ def _unwrapped(path: Path, whole: Mapping[str, Any]) -> Iterable[Any]:
     return [dict(zip(whole, cells, strict=True)) for cells in zip(*columns, strict=True)]
 
 
+def _parsed(path: Path, data: bytes, line: int) -> Any:
+    """The same for a file of many values, of which the others can still be read."""
+    try:
+        return _parse(path, data, line)
+    except PreftuneError as error:
+        return Broken(error)
+
+
 def _parse(path: Path, data: bytes, line: int) -> Any:
     """The JSON value in `data`, which begins at this line of the file."""
     try:
-        return json.loads(data.decode("utf-8-sig"))
+        return DECODER.decode(data.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
+        if data.startswith(GZIP):
+            raise PreftuneError(f"{path} is gzip, but its name does not say so: let it end in .gz") from None
         line += data[: error.start].count(b"\n")
         raise PreftuneError(
             f"{path} line {line} is not UTF-8 (byte {error.object[error.start]:#04x}): save it as UTF-8"
         ) from None
     except json.JSONDecodeError as error:
-        line, problem = line + error.lineno - 1, f"{error.msg} at column {error.colno}"
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets nested by the thousand
-        problem = str(error)
+        line, problem = line + error.lineno - 1, f"{error.msg.removesuffix(' at')} at column {error.colno}"
+    except RecursionError:
+        problem = "it is nested too deeply"
+    except ValueError as error:  # a key given twice, a number of thousands of digits
+        problem = str(error).partition(";")[0]
     raise PreftuneError(
         f"{path} line {line} is broken JSON ({problem}), expected an array of objects or one object per line"
     )
+
+
+def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object whose keys differ; of two values under one key, no reader can tell which was meant."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
+        raise ValueError(f"the key {shown(twice)} is given twice")
+    return found
+
+
+DECODER = json.JSONDecoder(object_pairs_hook=_without_doubles)
 
 
 def _csv_rows(path: Path) -> Iterator[dict[str, str]]:
@@ -360,15 +404,17 @@ def _parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
     import pyarrow  # type: ignore[import-untyped]
     import pyarrow.parquet  # type: ignore[import-untyped]
 
+    whole: Path | BytesIO = path
+    if path.suffix.lower() == ".gz":  # parquet is read from its end: unpacked in memory
+        with _open(path) as packed:
+            whole = BytesIO(packed.read())
     try:
-        whole: Path | BytesIO = path
-        if path.suffix.lower() == ".gz":  # parquet is read from its end: unpacked in memory
-            with _open(path) as packed:
-                whole = BytesIO(packed.read())
         with pyarrow.parquet.ParquetFile(whole) as file:
             for batch in file.iter_batches(batch_size=1024):
                 yield from batch.to_pylist()
-    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
+    except (pyarrow.ArrowException, UnicodeDecodeError, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # the disk's, not the file's
+            raise
         raise PreftuneError(f"{path} is not a readable parquet file ({_reason(error)}): write it again") from None
 
 

@@ -83,6 +83,11 @@ def _target(size: int, fraction_or_count: float | int) -> int:
 
 
 def prompt_key(prompt: Text) -> str:
-    """What makes two prompts the same one: roles and texts, less blanks at either end; plain text is a user turn."""
-    turns = [("user", prompt)] if isinstance(prompt, str) else [(turn.role, turn.content) for turn in prompt]
+    """What makes two prompts the same one: see `text_key`."""
+    return text_key(prompt)
+
+
+def text_key(text: Text, role: str = "user") -> str:
+    """What makes two texts the same one: roles and texts, less blanks at either end; plain text is a turn of `role`."""
+    turns = [(role, text)] if isinstance(text, str) else [(turn.role, turn.content) for turn in text]
     return json.dumps([[role, content.strip()] for role, content in turns])

@@ -17,7 +17,7 @@ import pyarrow as pa  # type: ignore[import-untyped]
 
 from preftune.data.entries import About, fetch, key_of
 from preftune.data.lines import Lines, Mask, read_line
-from preftune.data.records import Dropped, Drops
+from preftune.data.records import Dropped, DropPolicy, Drops
 from preftune.data.rendering import Refused, Renderer, RenderingConfig
 from preftune.data.tokens import SCHEMA, StoredExamples, TokenFile, largest_id, to_batch
 from preftune.data.workers import CannotShare, Workers, worker_count
@@ -89,11 +89,14 @@ class Tokeniser:
         rows = [Dropped(one.where, one.reason) if isinstance(one, Refused) else one for one in outcomes]
         return Rendered(to_batch(rows), refused, self.renderer.chat is not None)
 
-    def examples(self, sides: Sequence[Side], workers: int | None) -> tuple[list[StoredExamples], About, list[str]]:
+    def examples(
+        self, sides: Sequence[Side], workers: int | None, unfit: DropPolicy = "drop"
+    ) -> tuple[list[StoredExamples], About, list[str]]:
         """The examples of the sides of one source, what is known of all of them, and what to tell the user.
 
         Raises:
-            PreftuneError: naming the rows that cannot be rendered faithfully; or if all of a side are left out.
+            PreftuneError: naming the rows that cannot be rendered faithfully; if all of a side are left out, or if any
+                are where `unfit` is "error".
         """
         union = np.logical_or.reduce([side.mask for side in sides])
         lines, masks = sides[0].lines, [side.mask[union] for side in sides]
@@ -110,6 +113,11 @@ class Tokeniser:
             drops[_side_of(index, masks)].add(dropped.where, dropped.reason)
         found = [StoredExamples(file, np.flatnonzero(mask & file.is_example)) for mask in masks]
         for side, kept, left_out in zip(sides, found, drops, strict=True):
+            if left_out.total and unfit == "error":
+                raise PreftuneError(
+                    f"{side.name} data: {left_out.summary()}; mend the data, change data.rendering (max_length), or "
+                    "set data.doctor.tokens=drop"
+                )
             if left_out.total and not len(kept):
                 raise PreftuneError(side.empty.format(summary=left_out.summary()))
         said = [
@@ -123,7 +131,7 @@ class Tokeniser:
         refusals = [_Refusals() for _ in masks]
         largest, chat, first = -1, False, 0
         with (
-            closing(self._rendered(lines, union, workers)) as chunks,
+            closing(self.rendered(lines, union, workers)) as chunks,
             pa.OSFile(str(folder / FILE), "wb") as sink,
             pa.ipc.new_file(sink, SCHEMA) as writer,
         ):
@@ -137,8 +145,8 @@ class Tokeniser:
             found.check(int(mask.sum()))
         return {"largest": largest, "chat": chat}
 
-    def _rendered(self, lines: Lines, union: Mask, workers: int | None) -> Generator[Rendered, None, None]:
-        """All chunks in order."""
+    def rendered(self, lines: Lines, union: Mask, workers: int | None) -> Generator[Rendered, None, None]:
+        """The records that `union` marks, chunk after chunk in order."""
         sources, raw = lines.sources, lines.raw(union)
         chunks = iter(lambda: list(islice(raw, CHUNK)), [])
         count = worker_count(workers, int(union.sum()), CHUNK)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 Z95 = 1.959964
 
@@ -23,21 +23,39 @@ def accuracy_interval(correct: ArrayLike, group: Sequence[object]) -> tuple[floa
     Raises:
         ValueError: without any scores.
     """
+    index = {value: i for i, value in enumerate(dict.fromkeys(group))}
+    return grouped_interval(correct, np.fromiter((index[value] for value in group), np.int64, len(group)))
+
+
+def grouped_interval(correct: ArrayLike, number: NDArray[np.int64]) -> tuple[float, float]:
+    """The same with groups that are numbered already, from 0 without a gap, shape (n,)."""
     scores = np.asarray(correct, dtype=float)
     if not len(scores):
         raise ValueError("an interval needs at least one score")
     mean, n = float(scores.mean()), len(scores)
-    index = {value: i for i, value in enumerate(dict.fromkeys(group))}
-    groups = len(index)
+    groups = int(number.max()) + 1
     effective = float(n)
     if 1 < groups < n and 0 < mean < 1:
-        sums = np.bincount([index[value] for value in group], weights=scores - mean)
+        sums = np.bincount(number, weights=scores - mean)
         variance = groups / (groups - 1) * float((sums**2).sum()) / n**2
         effective = n / max(1.0, variance / (mean * (1 - mean) / n))
     elif groups == 1:
         effective = 1.0
-    centre = (mean + Z95**2 / (2 * effective)) / (1 + Z95**2 / effective)
-    half = Z95 / (1 + Z95**2 / effective) * np.sqrt(mean * (1 - mean) / effective + Z95**2 / (4 * effective**2))
+    return wilson(mean, effective)
+
+
+def wilson(share: float, n: float, z: float = Z95) -> tuple[float, float]:
+    """Wilson's interval of a share of n independent observations, at 95% if z is not given.
+
+    Source: Wilson 1927, Journal of the American Statistical Association 22.
+
+    Example:
+        >>> low, high = wilson(0.5, 100)
+        >>> round(low, 3), round(high, 3)
+        (0.404, 0.596)
+    """
+    centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
     return max(0.0, float(centre - half)), min(1.0, float(centre + half))
 
 

@@ -120,6 +120,20 @@ def load(
     return Loaded(adapt(lm, config, seed), tokenizer)
 
 
+def read_only_tokenizer(config: ModelConfig) -> tuple[PreTrainedTokenizerBase, int | None]:
+    """A model's tokenizer, and the most tokens that the model reads (None: no end), without its weights.
+
+    Raises:
+        PreftuneError: if there is no such model or tokenizer, or if it is to be made from nothing.
+    """
+    if config.path.startswith(SCRATCH):
+        raise PreftuneError(f"model {config.path} has no tokenizer before it is trained: name a folder or a hub id")
+    path = str(built_in_folder()) if config.path == BUILT_IN else config.path
+    tokenizer = _tokenizer(config, path)
+    alone = Path(path).is_dir() and not (Path(path) / "config.json").is_file()  # a tokenizer without a model
+    return tokenizer, None if alone else positions_of(_settings(config, path))
+
+
 def check_path(config: ModelConfig) -> None:
     """Refuse a model that cannot be loaded, as far as that shows without loading it.
 
@@ -155,7 +169,7 @@ def check_path(config: ModelConfig) -> None:
         raise PreftuneError(
             f"model folder {config.path} has no config.json: expected a folder that save_pretrained wrote"
         )
-    _check_config_file(folder / "config.json")
+    _check_config_file(folder / "config.json", config.trust_remote_code)
     weights = [*folder.glob("*.safetensors"), *folder.glob("*.safetensors.index.json")]
     if not weights:
         raise PreftuneError(
@@ -164,14 +178,19 @@ def check_path(config: ModelConfig) -> None:
         )
 
 
-def _check_config_file(path: Path) -> None:
+def _check_config_file(path: Path, own_code: bool) -> None:
     try:
         given = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise PreftuneError(f"{path} cannot be read as JSON ({reason(error)}): save the model again") from None
     model_type = given.get("model_type") if isinstance(given, dict) else None
-    if model_type is None:
+    if not isinstance(model_type, str):
         raise PreftuneError(f"{path} names no model_type: expected the config of a transformers model")
+    if model_type not in CONFIG_MAPPING and "auto_map" in given and not own_code:
+        raise PreftuneError(
+            f"model folder {path.parent} comes with code of its own for model_type {model_type!r}, which is not run "
+            "unless asked for: read it, then set model.trust_remote_code=true"
+        )
     if model_type not in CONFIG_MAPPING and "auto_map" not in given:
         raise PreftuneError(f"{path} is of model_type {model_type!r}, which this version of transformers does not know")
 
@@ -213,8 +232,11 @@ def check_keys(config: ModelConfig, loaded: bool) -> None:
 def positions(lm: nn.Module) -> int | None:
     """Most tokens that a model with a table of positions can read; None if its positions have no such end."""
     config = getattr(base_model(lm), "config", None)
-    if not isinstance(config, PreTrainedConfig):
-        return None
+    return positions_of(config) if isinstance(config, PreTrainedConfig) else None
+
+
+def positions_of(config: PreTrainedConfig) -> int | None:
+    """The same, told by the model's config alone."""
     text: Any = config.get_text_config()
     return None if getattr(text, "rope_parameters", None) else getattr(text, "max_position_embeddings", None)
 

@@ -17,6 +17,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
+from preftune.files import write_whole
+from preftune.full_disk import named
 from preftune.report.figures import Panel, panels
 from preftune.report.reading import RunData, read
 from preftune.report.tables import changes, sample_pairs
@@ -40,9 +42,14 @@ def write(run_dir: str | Path) -> Path:
     """
     run = read(run_dir)
     path = run.path / "report.html"
-    # A model can sample half of a surrogate pair, which JSON can hold and UTF-8 cannot.
-    path.write_text(render(run), encoding="utf-8", errors="replace", newline="\n")
+    _write(run, path.name, render(run))
     return path
+
+
+@named
+def _write(run: RunData, name: str, text: str) -> None:
+    # A model can sample half of a surrogate pair, which JSON can hold and UTF-8 cannot.
+    write_whole(run.path / name, text.encode("utf-8", errors="replace"))
 
 
 def render(run: RunData) -> str:

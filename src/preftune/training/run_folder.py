@@ -6,7 +6,6 @@ import json
 import math
 import os
 import platform
-import shlex
 import shutil
 import sys
 import tempfile
@@ -19,8 +18,10 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from preftune.api_keys import command_line
 from preftune.errors import PreftuneError
 from preftune.files import settle, write_whole
+from preftune.full_disk import named
 
 try:
     import fcntl
@@ -276,18 +277,26 @@ class RunFolder:
         settle(target.parent)
         shutil.rmtree(old, ignore_errors=True)
 
+    @named
     def _append(self, name: str, lines: Iterable[Mapping[str, Any]]) -> None:
-        with (self.path / name).open("a", encoding="utf-8") as file:
-            file.writelines(to_json(line) + "\n" for line in lines)
-            file.flush()
-            os.fsync(file.fileno())
+        text = "".join(to_json(line) + "\n" for line in lines).encode()
+        with (self.path / name).open("ab", buffering=0) as file:
+            before = file.seek(0, os.SEEK_END)
+            try:
+                while text:
+                    text = text[file.write(text) :]
+                os.fsync(file.fileno())
+            except OSError:  # no half a line stays on a full disk
+                file.truncate(before)
+                raise
 
+    @named
     def _write(self, name: str, text: str) -> None:
         write_whole(self.path / name, (text + ("" if text.endswith("\n") else "\n")).encode())
 
 
 def _command() -> str:
-    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]) if sys.argv[0] else "python"
+    return command_line([Path(sys.argv[0]).name, *sys.argv[1:]]) if sys.argv[0] else "python"
 
 
 def _never_began(path: Path) -> bool:

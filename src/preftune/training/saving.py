@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -109,7 +111,8 @@ def write_model(
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
     except SafetensorError as error:  # which is how it reports a full disk
-        raise OSError(str(error)) from error
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        raise (OSError(int(number[1]), os.strerror(int(number[1]))) if number else OSError(str(error))) from error
     if card is not None:
         (folder / "README.md").write_text(card, encoding="utf-8")
 

@@ -142,8 +142,8 @@ class Trainer:
             PreftuneError: if the reference is not the policy's start, or a step is not finite.
         """
         self.started = time.perf_counter()
-        for message in (*self.messages, *([self.memory["said"]] if self.show else [])) if self.group.main else ():
-            print(f"note: {message}", file=sys.stderr)
+        for message in (*self.messages, *([self.memory["said"]] if self.show else [])):
+            self._note(message)
         self._check_start()
         side = self.feed.side(self.examples.held_out)
         self.held_out = HeldOut(self.step, side, side.ordered) if len(side) else None
@@ -320,8 +320,7 @@ class Trainer:
                 found = metrics.summarise(metrics.table(scored.columns))
                 self.explosion.check(found, scored.loss, scored.step + 1, scored.rows)
             if said := self.spikes.check(scored.loss, scored.step + 1, scored.rows):
-                if self.group.main:
-                    print(f"note: {said}", file=sys.stderr)
+                self._note(said)
                 self.position.notes.append(said)
             self.window.finish(scored)
             self.position.examples += len(scored.rows)
@@ -375,6 +374,10 @@ class Trainer:
             check_start(self.prepared, reference, micro, self.precision)
         except PreftuneError as error:
             raise PreftuneError(self.keeper.failed(str(error), 0, [one.row for one in micro.examples])) from error
+
+    def _note(self, said: object) -> None:
+        if self.group.main:
+            print(f"note: {said}", file=sys.stderr)
 
     def _log(self, line: Mapping[str, Any]) -> None:
         self.folder.append_metrics(line)

@@ -1,0 +1,1 @@
+"""The data doctor: what is wrong with preferences, before a step is spent on them."""
