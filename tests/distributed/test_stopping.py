@@ -28,7 +28,12 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
     words = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--redirects", "3"]
     script = str(Path(__file__).with_name("stopping.py"))
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "MKL_CBWR": "AUTO,STRICT",
+        "PYTHONPATH": os.pathsep.join(sys.path),
+    }
     words = [sys.executable, *words, "--log-dir", str(folder / "logs"), script, str(folder), *STRATEGIES]
     done = subprocess.run(words, capture_output=True, text=True, timeout=300, env=environment)
     logs = "".join(log.read_text() for log in folder.rglob("std*.log"))
