@@ -44,11 +44,12 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=1, help="in a forward")
     parser.add_argument("--tokens", type=int, default=1024, help="of a prompt, and of each of its two responses")
     given = parser.parse_args()
-    micro = forward(given.pairs, given.tokens)
-    print(f"| GB per device, {micro.batch.tokens} tokens to a forward | " + " | ".join(map(str, given.devices)) + " |")
+    tokens = forward(given.pairs, given.tokens).batch.tokens
+    print(f"| GB per device, {tokens} tokens to a forward | " + " | ".join(map(str, given.devices)) + " |")
     print("|---|" + "---|" * len(given.devices))
     for way in WAYS:
-        found = [estimated(blueprint(way, given.layers), micro, devices) for devices in given.devices]
+        drawn = blueprint(way, given.layers)
+        found = [estimated(drawn, forward(given.pairs, given.tokens), devices) for devices in given.devices]
         print(f"| {way} | " + " | ".join(f"{one.peak / 1e9:.0f}" for one in found) + " |")
 
 

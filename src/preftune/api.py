@@ -31,6 +31,7 @@ from preftune.policy.weights import check_precision
 from preftune.report.html import write as write_report
 from preftune.resuming import config_of, go_on, has_ended, start_hash
 from preftune.run import Run
+from preftune.training.engine import shards
 from preftune.training.held_out import fixed_prompts
 from preftune.training.processes import current, joined
 from preftune.training.run_folder import Onlooker, RunFolder
@@ -346,7 +347,8 @@ def _load(
     reward: bool,
 ) -> loading.Loaded:
     if model is None:
-        loaded = loading.load(config.model, config.seed, records.texts, reward)
+        blank = shards(config.train) and not current().main  # the main process sends it
+        loaded = loading.load(config.model, config.seed, records.texts, reward, blank)
         given = tokenizer if isinstance(tokenizer, PreTrainedTokenizerBase) else loaded.tokenizer
         return loading.Loaded(loaded.lm, given)
     if tokenizer is None:

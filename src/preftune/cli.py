@@ -367,6 +367,10 @@ def main() -> None:
     from preftune.api_keys import hidden
     from preftune.errors import PreftuneError
 
+    if "LOCAL_RANK" in os.environ:
+        # MKL's products are rounded as their operands lie in memory, and weights that FSDP2 gathers lie anywhere: on
+        # CPUs, runs would differ from time to time; it reads this when torch is imported
+        os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
     try:
         app()
     except PreftuneError as error:

@@ -27,8 +27,6 @@ def act(fate: str, group: processes.Group) -> None:
         dist.all_reduce(torch.ones(1))
     elif fate == "stops":  # as a machine does that is gone: nothing is closed
         os.kill(os.getpid(), signal.SIGSTOP)
-    elif fate == "is killed":
-        os.kill(os.getpid(), signal.SIGKILL)
     else:
         raise PreftuneError("this is refused")
 

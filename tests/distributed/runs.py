@@ -12,6 +12,7 @@ import torch
 from torch.distributed.tensor import DTensor
 
 import preftune
+from preftune.policy import loading
 from preftune.training import processes
 from preftune.training.trainer import Trainer
 
@@ -35,9 +36,18 @@ RUNS: dict[str, dict[str, Any]] = {
     "mix": {"objective": [{"name": "bco", "shift": "running"}, {"name": "sft", "weight": 0.1}]},
     # the heads of both models, called outside of their forwards
     "tdpo": {"objective": "tdpo", "model": {"layout": "padded"}},
-    # one pair to a step: the other process has none; two to a look at a time
-    "single": {"objective": "simpo", "batch": {"size": 1}, "model": {"gradient_checkpointing": True}},
-    "alone": {"objective": "kto", "batch": {"size": 2, "micro_size": 1}, "data": {"held_out": 2}},
+    # one pair to a step, and one held out: the other process has none
+    "single": {
+        "objective": "simpo",
+        "batch": {"size": 1},
+        "data": {"held_out": 1},
+        "model": {"gradient_checkpointing": True},
+    },
+    "single-coupled": {
+        "objective": {"name": "bco", "shift": "running"},
+        "batch": {"size": 1},
+        "data": {"held_out": 1},
+    },
 }
 
 
@@ -54,16 +64,19 @@ def main() -> None:
     """The runs named; and of each how the weights lay, and whether the objective's state was one and the same."""
     data, folder, strategy, names = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], sys.argv[4].split(",")
     seen: dict[str, dict[str, Any]] = {}
-    fit, main_process = Trainer.fit, False
+    fit, main_process, read = Trainer.fit, False, 0
 
     def looking(trainer: Trainer) -> dict[str, Any]:
         nonlocal main_process
+        nonlocal read
         found, group = fit(trainer), processes.current()
+        reads, read = group.gathered(read), 0
         weights = list(trainer.prepared.state_dict().values())
         states = group.gathered([list(state.values()) for state in trainer.states])
         seen[trainer.folder.path.name] = {
             "wrapped": type(trainer.prepared).__name__,
             "sharded": [isinstance(w, DTensor) and w.to_local().numel() < w.numel() for w in weights],
+            "reads": reads,
             "states": len(states[0][0]),
             "same_states": all(
                 torch.equal(one, other) for of_one in zip(*states, strict=True) for one, other in _couples(of_one)
@@ -72,7 +85,15 @@ def main() -> None:
         main_process = group.main
         return found
 
+    pretrained = loading._pretrained
+
+    def reading(*args: Any) -> Any:
+        nonlocal read
+        read += 1
+        return pretrained(*args)
+
     Trainer.fit = looking  # type: ignore[method-assign]
+    loading._pretrained = reading
     for name in names:
         run(name, data, folder, strategy)
     if main_process:

@@ -17,8 +17,8 @@ from preftune.policy.stored import Shards
 
 # Which runs (see runs.py) each strategy makes, all in one launch: starting takes longer than they do.
 MADE = {
-    "ddp": ("dpo", "lora-stored", "kto", "mix", "single"),
-    "fsdp2": ("dpo", "stored", "lora", "kto", "mix", "tdpo", "single", "alone"),
+    "ddp": ("dpo", "lora-stored", "kto", "single"),
+    "fsdp2": ("dpo", "stored", "lora", "mix", "tdpo", "single", "single-coupled"),
 }
 COUPLES = [(strategy, name) for strategy, names in MADE.items() for name in names]
 TIMED = {"kind", "seconds", "pairs_per_second", "tokens_per_second", "padding_share"}
@@ -99,7 +99,9 @@ def test_weights_lie_as_asked_for(two_processes: Two, strategy: str) -> None:
         assert one["wrapped"].startswith("FSDP") if strategy == "fsdp2" else one["wrapped"].startswith("Distributed")
         assert set(one["sharded"]) == {strategy == "fsdp2"}
         assert one["same_states"]
-    assert seen["mix"]["states"] > 0  # there was a state to compare
+        # where weights are shared out, one process reads them and sends them
+        assert one["reads"] == ([1, 0] if strategy == "fsdp2" else [1, 1])
+    assert strategy == "ddp" or seen["mix"]["states"] > 0  # there was a state to compare
 
 
 def test_sharded_runs_load_in_plain_transformers(two_processes: Two) -> None:

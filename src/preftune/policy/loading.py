@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from accelerate import init_empty_weights
 from pydantic import BaseModel, ConfigDict, Field
 from tokenizers import Tokenizer
-from torch import nn
+from torch import Tensor, nn
 from transformers import (
     CONFIG_MAPPING,
     AutoConfig,
@@ -82,7 +83,9 @@ class Loaded:
     tokenizer: PreTrainedTokenizerBase
 
 
-def load(config: ModelConfig, seed: int, texts: Callable[[], Iterable[str]], reward: bool = False) -> Loaded:
+def load(
+    config: ModelConfig, seed: int, texts: Callable[[], Iterable[str]], reward: bool = False, blank: bool = False
+) -> Loaded:
     """Load or build what the config names.
 
     Args:
@@ -90,6 +93,8 @@ def load(config: ModelConfig, seed: int, texts: Callable[[], Iterable[str]], rew
         seed: of scratch weights and adapters.
         texts: gives text to train a scratch tokenizer on; called for `scratch:` models only.
         reward: give a reward model: the language model under a new scalar head, or a stored reward model.
+        blank: leave stored weights out, for a process that will be sent them: memory that is asked for and never
+            written to takes none.
 
     Raises:
         PreftuneError: if the model or its tokenizer cannot be loaded as asked.
@@ -105,8 +110,11 @@ def load(config: ModelConfig, seed: int, texts: Callable[[], Iterable[str]], rew
         tokenizer = _tokenizer(config, path)
         with without_progress_bars():
             stored = reward and str((settings.architectures or [""])[0]).endswith("ForSequenceClassification")
-            lm = _pretrained(config, path, settings, AutoModelForSequenceClassification if stored else None)
-        check_finite(lm, f"model {config.path}")
+            kind = AutoModelForSequenceClassification if stored else AutoModelForCausalLM
+            blank_lm = _blank(config, settings, kind) if blank else None
+            lm = _pretrained(config, path, settings, kind) if blank_lm is None else blank_lm
+        if blank_lm is None:
+            check_finite(lm, f"model {config.path}")
     if reward:
         lm = with_reward_head(lm, tokenizer.pad_token_id)
     return Loaded(adapt(lm, config, seed), tokenizer)
@@ -325,11 +333,33 @@ def _settings(config: ModelConfig, path: str) -> PreTrainedConfig:
     return settings
 
 
-def _pretrained(config: ModelConfig, path: str, settings: PreTrainedConfig, kind: Any = None) -> nn.Module:
+def _blank(config: ModelConfig, settings: PreTrainedConfig, kind: Any) -> nn.Module | None:
+    """The model with weights that were never written to; None if it holds more than weights that is stored."""
+    with init_empty_weights(include_buffers=False):
+        lm: PreTrainedModel = kind.from_config(settings, trust_remote_code=config.trust_remote_code)
+    lm.tie_weights()
+    if not sendable(lm):
+        return None
+    made: dict[Tensor, nn.Parameter] = {}  # so that tied ones stay one
+    for module in lm.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            if parameter not in made:
+                dtype = _weights_dtype(config, parameter.dtype)
+                made[parameter] = nn.Parameter(torch.empty_like(parameter, device="cpu", dtype=dtype))
+            setattr(module, name, made[parameter])
+    return lm.eval()
+
+
+def sendable(lm: nn.Module) -> bool:
+    """True if the main process can send the others all that they need of a model: its weights."""
+    return lm.state_dict().keys() <= {name for name, _ in lm.named_parameters(remove_duplicate=False)}
+
+
+def _pretrained(config: ModelConfig, path: str, settings: PreTrainedConfig, kind: Any) -> nn.Module:
     extra = {"quantization_config": _quantization(config)} if config.quantize != "none" else {}
     try:
         cached = {"local_files_only": hub.only_cached(path, config.revision)}
-        lm, found = (kind or AutoModelForCausalLM).from_pretrained(
+        lm, found = kind.from_pretrained(
             path,
             config=settings,
             dtype=_weights_dtype(config, "auto"),

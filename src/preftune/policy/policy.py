@@ -52,6 +52,12 @@ class PolicyModule(nn.Module):
         """Classes of layers, each of which FSDP2 puts together as one."""
         return sorted(getattr(self.base, "_no_split_modules", None) or ())
 
+    def tie_weights(self) -> None:
+        """Make weights one again that the model shares, after they were put elsewhere (FSDP2)."""
+        tie: Any = getattr(self.base, "tie_weights", None)
+        if tie is not None:
+            tie()
+
     def use_layout(self, layout: Layout) -> None:
         """Switch between trees and padded rows, and the model's attention with it."""
         if isinstance(self.base, PreTrainedModel):

@@ -81,9 +81,9 @@ class FrozenReference(LiveReference):
         self.module = module.eval().requires_grad_(False)
 
     @classmethod
-    def copy_of(cls, policy: PolicyModule) -> FrozenReference:
-        """A copy of the policy as it is now."""
-        return cls(copy.deepcopy(policy))
+    def copy_of(cls, policy: PolicyModule, blank: bool = False) -> FrozenReference:
+        """A copy of the policy as it is now; `blank`: with weights that were never written to."""
+        return cls(blank_copy(policy, "cpu") if blank else copy.deepcopy(policy))
 
     @torch.no_grad()
     def logps(self, batch: PackedBatch, examples: Sequence[Example]) -> LogProbs:  # noqa: D102
@@ -169,6 +169,16 @@ def _without_dropout(policy: nn.Module) -> Iterator[None]:
         yield
     finally:
         policy.train(training)
+
+
+def blank_copy(module: PolicyModule, device: str) -> PolicyModule:
+    """A copy without the contents of its weights: "meta", or in memory that is never written to."""
+    memo: dict[int, Tensor] = {}
+    for parameter in module.parameters():
+        memo[id(parameter)] = nn.Parameter(torch.empty_like(parameter, device=device), parameter.requires_grad)
+    if device == "meta":
+        memo |= {id(buffer): torch.empty_like(buffer, device=device) for buffer in module.buffers()}
+    return copy.deepcopy(module, memo)
 
 
 def base_weights(lm: nn.Module) -> dict[str, Tensor]:

@@ -7,7 +7,6 @@ the head and whatever else is in no layer, always; of the layers two, the one th
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from preftune.policy.policy import PolicyModule
-from preftune.policy.reference import AdapterOffReference, FrozenReference, LiveReference
+from preftune.policy.reference import AdapterOffReference, FrozenReference, LiveReference, blank_copy
 from preftune.training.memory import Estimate, Rehearsal, rehearse
 from preftune.training.optim import OptimConfig, state_bytes, step_bytes
 from preftune.training.step import Micro
@@ -49,13 +48,13 @@ class Blueprint:
             live: True if the reference computes in each step, with the policy's own base if `frozen` is None.
             computed: type of the computation; None: that of the weights.
         """
-        drawn = without_contents(policy)
+        drawn = blank_copy(policy, "meta")
         reference: LiveReference | None = None
         if live:
             reference = (
                 AdapterOffReference(drawn, drawn)
                 if frozen is None
-                else FrozenReference(without_contents(frozen.module))
+                else FrozenReference(blank_copy(frozen.module, "meta"))
             )
         return cls(drawn, reference, computed)
 
@@ -113,21 +112,11 @@ class Blueprint:
         return self._bytes(rest) + LAYERS_WHOLE * self._bytes(largest)
 
     def _gradients(self) -> int:
-        """Gradients that are whole at once, of what is in no layer and of a layer; and the same once more, laid out to
-        be added up over the processes."""
+        """Gradients that are whole at once, of what is in no layer and of a layer; and the same once more, laid out
+        to be added up over the processes."""
         rest, largest = units(self.policy)
         trained = [parameter for parameter in (*rest, *largest) if parameter.requires_grad]
         return self._bytes(trained) + _size(map(self._master, trained))
-
-
-def without_contents(module: PolicyModule) -> PolicyModule:
-    """A copy on the meta device, made without a copy of the weights."""
-    memo: dict[int, Tensor] = {}
-    for parameter in module.parameters():
-        memo[id(parameter)] = nn.Parameter(torch.empty_like(parameter, device="meta"), parameter.requires_grad)
-    for buffer in module.buffers():
-        memo[id(buffer)] = torch.empty_like(buffer, device="meta")
-    return copy.deepcopy(module, memo)
 
 
 def units(module: PolicyModule) -> tuple[list[nn.Parameter], list[nn.Parameter]]:

@@ -18,6 +18,7 @@ from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
 from torch.distributed.tensor import DTensor
 
 from preftune.errors import PreftuneError
+from preftune.policy.loading import sendable
 from preftune.policy.policy import PolicyModule
 from preftune.training.processes import launched, runs_on_cpu
 
@@ -123,7 +124,7 @@ def check_sharded(config: RunConfig) -> None:
 def _plugin(precision: str) -> FullyShardedDataParallelPlugin:
     """FSDP2 as Accelerate's environment describes it, each decoder layer a unit; log-probs leave it as they are."""
     plugin = FullyShardedDataParallelPlugin(
-        fsdp_version=2, cpu_ram_efficient_loading=False, auto_wrap_policy="transformer_based_wrap"
+        fsdp_version=2, cpu_ram_efficient_loading=True, auto_wrap_policy="transformer_based_wrap"
     )
     computed = COMPUTED.get(precision)
     # Accelerate's own would cast what forwards give to the precision of the computation
@@ -153,6 +154,8 @@ def prepare(
     Raises:
         PreftuneError: if weights that are to be sharded are not.
     """
+    if accelerator.is_fsdp2:
+        accelerator.state.fsdp_plugin.cpu_ram_efficient_loading = sendable(policy.base)
     try:
         prepared, wrapped = accelerator.prepare(policy, optimizer)
     except (ValueError, KeyError) as error:
@@ -172,6 +175,7 @@ def prepare_reference(accelerator: Accelerator, module: PolicyModule) -> PolicyM
     plugin: Any = accelerator.state.fsdp_plugin
     # what it made of the policy's layers before: these may be others
     plugin.auto_wrap_policy, plugin.transformer_cls_names_to_wrap = transformer_auto_wrap_policy, None
+    plugin.cpu_ram_efficient_loading = sendable(module.base)
     sharded: PolicyModule = fsdp2_prepare_model(accelerator, module)
     plugin.auto_wrap_policy, plugin.transformer_cls_names_to_wrap = transformer_auto_wrap_policy, None
     return sharded

@@ -51,23 +51,34 @@ INDIFFERENT = frozenset({"_name_or_path", "architectures", "transformers_version
 
 
 def live_reference(
-    config: ReferenceConfig, model: ModelConfig, policy: PolicyModule, device: torch.device
+    config: ReferenceConfig, model: ModelConfig, policy: PolicyModule, device: torch.device, group: Group | None = None
 ) -> FrozenReference | None:
     """A reference model of its own, or None where the policy serves as one: with its adapter off, or, for log-probs to
     store, as it is before training.
 
-    To be called before training changes the policy.
+    To be called before training changes the policy. Of processes that will shard it, the main one has its weights, and
+    finds out whether it fits.
+
+    Args:
+        config: which reference.
+        model: config of the policy.
+        policy: not yet wrapped.
+        device: on which the reference is to compute, unless it will be sharded.
+        group: the processes that will shard it; None: it stays whole.
 
     Raises:
         PreftuneError: if the model of `config.path` cannot be loaded, or is not exact in the policy's layout.
     """
+    blank = group is not None and not group.main
     if config.path is not None:
         other = model.model_copy(update={"path": config.path, "lora": None, "quantize": "none", "revision": None})
-        lm = load(other, seed=0, texts=list).lm
-        module = PolicyModule(lm, "padded").to(device)
+        lm = load(other, seed=0, texts=list, blank=blank).lm
+        module = PolicyModule(lm, "padded")
+        if group is None:
+            module.to(device)
         if policy.layout == "tree":
             layout, reason = choose_layout(lm)
-            if layout == "padded" or not tree_error(module) <= TOLERANCE:
+            if layout == "padded" or not (blank or tree_error(module) <= TOLERANCE):
                 raise PreftuneError(
                     f"reference.path {config.path} is not exact on prompt trees ({reason}), on which the policy is "
                     "trained: set model.layout to padded"
@@ -76,7 +87,7 @@ def live_reference(
         return FrozenReference(module)
     if config.kind == "stored" or adapter_off_is_the_start(policy.lm):
         return None
-    return FrozenReference.copy_of(policy)
+    return FrozenReference.copy_of(policy, blank)
 
 
 def adapter_off_is_the_start(lm: nn.Module) -> bool:

@@ -94,12 +94,14 @@ class Trainer:
             lm.to(self.accelerator.device)
         self.lengths_N3 = lengths(examples.train)
         self.policy = self._policy(lm)
-        check_causal(self.policy, examples.train)
+        if self.group.main:  # others may be without weights
+            check_causal(self.policy, examples.train)
         device, context, pad_id = self.accelerator.device, original_context(lm), tokenizer.pad_token_id or 0
         self.feed = Feed(self.policy, config.batch, context, device, pad_id, self.group)
         frozen = None
         if any(term.objective.reference for term in terms):
-            frozen = live_reference(config.reference, config.model, self.policy, self.accelerator.device)
+            sharing = self.group if self.accelerator.is_fsdp2 else None
+            frozen = live_reference(config.reference, config.model, self.policy, device, sharing)
         blueprint = None
         if self.accelerator.is_fsdp2:
             live = any(term.objective.reference for term in terms) and config.reference.kind != "stored"
@@ -206,7 +208,7 @@ class Trainer:
             return PolicyModule(lm, "padded")
         policy = PolicyModule(lm, "tree")
         longest = max(int(side[:, 1].max(initial=0)) for side in (self.lengths_N3, lengths(self.examples.held_out)))
-        error = tree_error(policy, longest)
+        error = self.group.on_main(lambda: tree_error(policy, longest))
         exact = error <= (TOLERANCE if next(lm.parameters()).dtype == torch.float32 else 0.5)
         if not exact:
             if wanted == "tree":
