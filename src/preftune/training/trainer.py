@@ -314,17 +314,23 @@ class Trainer:
         Raises:
             PreftuneError: if one is not.
         """
-        for scored in self.step.whole(self.window.waiting):
-            with self._failures(scored):
-                scored.require_finite()
-                found = metrics.summarise(metrics.table(scored.columns))
-                self.explosion.check(found, scored.loss, scored.step + 1, scored.rows)
-            if said := self.spikes.check(scored.loss, scored.step + 1, scored.rows):
-                self._note(said)
-                self.position.notes.append(said)
-            self.window.finish(scored)
-            self.position.examples += len(scored.rows)
-        self.window.waiting.clear()
+        if not self.window.waiting:
+            return
+        with self.keeper.stops.held():  # or what is broken off here would be counted twice
+            for scored in self.step.whole(self.window.waiting):
+                self._look_at(scored)
+            self.window.waiting.clear()
+
+    def _look_at(self, scored: Scored) -> None:
+        with self._failures(scored):
+            scored.require_finite()
+            found = metrics.summarise(metrics.table(scored.columns))
+            self.explosion.check(found, scored.loss, scored.step + 1, scored.rows)
+        if said := self.spikes.check(scored.loss, scored.step + 1, scored.rows):
+            self._note(said)
+            self.position.notes.append(said)
+        self.window.finish(scored)
+        self.position.examples += len(scored.rows)
 
     @contextmanager
     def _failures(self, scored: Scored) -> Iterator[None]:
