@@ -27,7 +27,8 @@ from preftune.policy.reference import FrozenReference
 from preftune.training.batches import BatchConfig
 from preftune.training.feed import Feed
 from preftune.training.optim import OptimConfig, optimizer
-from preftune.training.step import Step, fetch
+from preftune.training.scored import fetch
+from preftune.training.step import Step
 
 TOLERANCE = 0.15
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}

@@ -24,7 +24,8 @@ from preftune.policy.reference import FrozenReference
 from preftune.training import metrics
 from preftune.training.held_out import HeldOut
 from preftune.training.optim import OptimConfig, optimizer
-from preftune.training.step import Micro, Scored, Step
+from preftune.training.scored import Scored
+from preftune.training.step import Micro, Step
 
 BATCH, STEPS, RATE = 16, 3, 3e-4
 MIX = [{"name": "dpo", "beta": 0.2, "weight": 0.7}, {"name": "sft", "weight": 0.3}]

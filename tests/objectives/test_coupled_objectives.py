@@ -20,7 +20,8 @@ from preftune.objectives.batch import LogProbs, Role
 from preftune.objectives.registry import Term
 from preftune.policy.policy import PolicyModule
 from preftune.policy.reference import FrozenReference
-from preftune.training.step import Micro, Scored, Step
+from preftune.training.scored import Scored
+from preftune.training.step import Micro, Step
 
 NAMES = [name for name in registry.names() if registry.resolve(name).couples]
 KINDS = [(name, kind) for name in NAMES for kind in dict.fromkeys((registry.resolve(name).data, "pairs"))]

@@ -17,7 +17,8 @@ from preftune.objectives.base import Objective, Outcome
 from preftune.objectives.batch import Batch, LogProbs, pair_indices
 from preftune.objectives.registry import Term
 from preftune.policy.policy import PolicyModule
-from preftune.training.step import Micro, Scored, Step
+from preftune.training.scored import Scored
+from preftune.training.step import Micro, Step
 
 
 @dataclass(frozen=True)

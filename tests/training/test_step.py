@@ -20,7 +20,8 @@ from preftune.policy.policy import PolicyModule, logps
 from preftune.policy.reference import FrozenReference, ReferenceConfig
 from preftune.training.optim import OptimConfig, optimizer
 from preftune.training.references import live_reference, reference_for
-from preftune.training.step import Micro, Step, fetch
+from preftune.training.scored import fetch
+from preftune.training.step import Micro, Step
 
 DPO = terms([{"name": "dpo", "beta": 0.3}])
 STATES: tuple[dict, ...] = ({},)

@@ -16,7 +16,8 @@ from preftune import api
 from preftune.errors import PreftuneError
 from preftune.policy.loading import built_in_folder
 from preftune.training import feed, trainer
-from preftune.training.step import Step, fetch
+from preftune.training.scored import fetch
+from preftune.training.step import Step
 
 ROWS = [
     {

@@ -35,7 +35,8 @@ from preftune.training.batches import BatchConfig
 from preftune.training.feed import Feed
 from preftune.training.optim import OptimConfig, optimizer
 from preftune.training.references import reference_for
-from preftune.training.step import Micro, Step, fetch
+from preftune.training.scored import fetch
+from preftune.training.step import Micro, Step
 
 ATEN = torch.ops.aten
 WAITING = {

@@ -12,7 +12,8 @@ from torch import nn
 from preftune.errors import PreftuneError
 from preftune.policy.policy import logps
 from preftune.policy.reference import Reference
-from preftune.training.step import UNTRAINED, Micro
+from preftune.training.scored import UNTRAINED
+from preftune.training.step import Micro
 
 # Nats per response token by which two forwards of the same weights may differ, by precision of the computation.
 TOLERANCE = {"no": 1e-5, "bf16": 2e-2, "fp16": 2e-3}

@@ -15,7 +15,8 @@ from preftune.policy.policy import PolicyModule
 from preftune.training import metrics
 from preftune.training.batches import SAMPLING, torch_seed
 from preftune.training.engine import used
-from preftune.training.step import Micro, States, Step
+from preftune.training.scored import States
+from preftune.training.step import Micro, Step
 
 
 class EvaluateConfig(BaseModel):

@@ -9,11 +9,9 @@ for them, and the device itself sees to it that a step that is not finite is not
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -22,8 +20,7 @@ from torch import Tensor, nn
 
 from preftune.data.examples import Example
 from preftune.data.packing import PackedBatch, join
-from preftune.errors import PreftuneError
-from preftune.objectives.base import Outcome, State
+from preftune.objectives.base import Outcome
 from preftune.objectives.batch import Batch, LogProbs
 from preftune.objectives.registry import Term
 from preftune.policy.policy import logps, rewards
@@ -31,14 +28,12 @@ from preftune.policy.reference import Reference
 from preftune.training.batches import DROPOUT, torch_seed
 from preftune.training.engine import whole
 from preftune.training.exchange import exchanged
-from preftune.training.metrics import Seen, columns, observe
+from preftune.training.metrics import Seen, observe
 from preftune.training.processes import current
+from preftune.training.scored import Scored, States, fetch
 
-States = tuple[State, ...]
 WITH_GRADIENT = ("logps_K", "kl_K", "reward_R")  # the fields of LogProbs through which objectives reach the policy
-# What to do about a first step that is not finite: no learning rate has had a say in it.
 HEEDING = ("cpu", "cuda")  # where fused optimisers look at the flag that holds a step back
-UNTRAINED = "look at the objective's settings and at the weights of its rows"
 
 
 @dataclass(frozen=True)
@@ -49,124 +44,6 @@ class Micro:
     examples: Sequence[Example]
     batch: PackedBatch
     stand_in: bool = False
-
-
-@dataclass(frozen=True)
-class Scored:
-    """An optimiser batch as the objective sees it. Its tensors are where they were computed: each question for a value
-    makes a device finish its work first, and `fetch` asks for those of many batches at once.
-
-    Of several processes, each has its own part, until `Step.whole` puts the parts together.
-
-    Attributes:
-        losses: of each forward: the loss is their sum.
-        seen: values of each example, in one or more pieces.
-        states: objective states after the batch.
-        norm: of the gradient, before clipping; None in evaluation.
-        step: number of the optimiser step, from 0.
-        rows: of the examples.
-        scaled: True if a loss scaler decides which steps are taken (fp16): it skips those that are not finite.
-        tokens: that were read.
-        computed: the same with padding and stand-ins.
-    """
-
-    losses: tuple[Tensor, ...]
-    seen: tuple[Seen, ...]
-    states: States
-    norm: Tensor | None = None
-    step: int = 0
-    rows: tuple[int, ...] = ()
-    scaled: bool = False
-    tokens: int = 0
-    computed: int = 0
-
-    @cached_property
-    def loss(self) -> float:
-        """The weighted mean of each term over the whole batch, summed over terms."""
-        return sum((float(value) for value in self.losses), 0.0)
-
-    @cached_property
-    def columns(self) -> list[dict[str, Tensor]]:
-        """Values of each example, on the host, in one or more pieces (see `metrics`)."""
-        return [columns(piece) for piece in fetch([self])[0].seen]
-
-    @property
-    def gradient_norm(self) -> float | None:
-        """Before clipping; None in evaluation."""
-        return None if self.norm is None else float(self.norm)
-
-    def with_parts(self, parts: Sequence[Scored]) -> Scored:
-        """The whole batch, of which each process had a part."""
-        return replace(
-            self,
-            losses=tuple(loss for part in parts for loss in part.losses),
-            seen=tuple(piece for part in parts for piece in part.seen),
-            rows=tuple(row for part in parts for row in part.rows),
-            tokens=sum(part.tokens for part in parts),
-            computed=sum(part.computed for part in parts),
-        )
-
-    def require_finite(self) -> None:
-        """Say so if the gradient was not finite.
-
-        Raises:
-            PreftuneError: if it was not; the weights are as they were before the step.
-        """
-        if self.scaled or self.gradient_norm is None or math.isfinite(self.gradient_norm):
-            return
-        advice = "it was not taken; lower optim.learning_rate, or look at these rows"
-        raise PreftuneError(
-            f"the gradient of step {self.step + 1} is not finite (loss {self.loss:.4g}, "
-            f"rows {sorted(set(self.rows))[:8]}): "
-            + (advice if self.step else f"nothing was trained yet, so {UNTRAINED}")
-        )
-
-
-def fetch(many: Sequence[Scored]) -> list[Scored]:
-    """The same on the host, brought there in one transfer for each type of number."""
-    tensors = [tensor for one in many for tensor in (*one.losses, *_some(one.norm), *_seen_tensors(one))]
-    found = iter(_to_host(tensors))
-    return [
-        replace(
-            one,
-            losses=tuple(next(found) for _ in one.losses),
-            norm=None if one.norm is None else next(found),
-            seen=tuple(
-                replace(
-                    piece,
-                    values_R={name: next(found) for name in piece.values_R},
-                    extras_E={name: next(found) for name in piece.extras_E},
-                )
-                for piece in one.seen
-            ),
-        )
-        for one in many
-    ]
-
-
-def _some(value: Tensor | None) -> tuple[Tensor, ...]:
-    return () if value is None else (value,)
-
-
-def _seen_tensors(one: Scored) -> Iterator[Tensor]:
-    for piece in one.seen:
-        yield from piece.values_R.values()
-        yield from piece.extras_E.values()
-
-
-def _to_host(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """The tensors on the host, those of one type and device joined on the way."""
-    found = list(tensors)
-    kinds: dict[tuple[torch.device, torch.dtype], list[int]] = {}
-    for index, tensor in enumerate(tensors):
-        if tensor.device.type != "cpu":
-            kinds.setdefault((tensor.device, tensor.dtype), []).append(index)
-    for indices in kinds.values():
-        joined = torch.cat([tensors[i].reshape(-1) for i in indices]).cpu()
-        pieces = joined.split([tensors[i].numel() for i in indices])
-        for i, piece in zip(indices, pieces, strict=True):
-            found[i] = piece.reshape(tensors[i].shape)
-    return found
 
 
 class Step:

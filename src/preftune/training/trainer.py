@@ -47,8 +47,9 @@ from preftune.training.processes import current
 from preftune.training.progress import Bar
 from preftune.training.references import Forwards, live_reference, reference_for, stored_reference
 from preftune.training.run_folder import RunFolder
+from preftune.training.scored import Scored, States
 from preftune.training.state import Position, are_finite
-from preftune.training.step import Scored, States, Step
+from preftune.training.step import Step
 from preftune.training.stopping import Overdue
 from preftune.training.window import Window
 

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from preftune.training import metrics
-from preftune.training.step import Scored
+from preftune.training.scored import Scored
 
 
 @dataclass(frozen=True)
