@@ -110,7 +110,9 @@ def test_the_qlora_recipe_trains_in_miniature(cli: Cli, tiny: Path, tmp_path: Pa
     assert summary["before"]["preference_accuracy"] == 0.5
     assert summary["before"]["loss"] == pytest.approx(25, abs=1e-3)  # (0 - 1 / (2 * 0.1))^2
     assert summary["after"]["loss"] < 24
-    assert sorted(path.name for path in (out / "checkpoints").iterdir()) == ["step-000002", "step-000003"]
+    assert summary["best"]["metric"] == "preference_accuracy"
+    kept = {2, 3} | ({summary["best"]["step"]} if summary["best"]["folder"] != "model" else set())
+    assert {path.name for path in (out / "checkpoints").iterdir()} == {f"step-{step:06d}" for step in kept}
     for folder in (out / "model", *(out / "checkpoints").iterdir()):
         weights = load_file(folder / "adapter_model.safetensors")
         trained = {name.split(".lora_")[0].rpartition(".")[2] for name in weights}
@@ -121,8 +123,8 @@ def test_the_qlora_recipe_trains_in_miniature(cli: Cli, tiny: Path, tmp_path: Pa
     assert (adapter["r"], adapter["lora_alpha"], adapter["lora_dropout"], adapter["bias"]) == (16, 16, 0.0, "none")
     steps = [line["step"] for line in lines_of(out / "metrics.jsonl") if line["kind"] == "eval"]
     assert steps == [0, 1, 2, 3]
-    kept = yaml.safe_load((out / "config.yaml").read_text())
-    assert kept["model"]["rope_scaling"] == {"rope_type": "dynamic", "factor": 2.0}
+    config = yaml.safe_load((out / "config.yaml").read_text())
+    assert config["model"]["rope_scaling"] == {"rope_type": "dynamic", "factor": 2.0}
 
 
 @pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")

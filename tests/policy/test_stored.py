@@ -167,7 +167,7 @@ def test_a_write_that_fails_leaves_nothing(tmp_path, monkeypatch):
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(stored.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="space"):
         filled(tmp_path)
     assert list(tmp_path.iterdir()) == []
