@@ -167,6 +167,46 @@ def test_values_that_are_fetched_late_are_not_lost(tmp_path, monkeypatch):
     assert outcome(tmp_path / "stopped") == outcome(tmp_path / "calm")
 
 
+@pytest.mark.parametrize("call", [1, 4])
+def test_a_look_at_the_start_or_the_end_is_broken_off_and_done_again(tmp_path, monkeypatch, capfd, call):
+    """Nothing is to be finished there, however much time there is."""
+    begin(tmp_path / "calm", miniature(), "dpo", {})
+    original, calls = Step.evaluate, 0
+
+    def stopped(self: Step, *args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == call:
+            os.kill(os.getpid(), signal.SIGTERM)
+            for _ in range(1000):
+                signal.pause()
+        return original(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Step, "evaluate", stopped)
+        with pytest.raises(Stopped) as stop:
+            begin(tmp_path / "run", miniature(), "dpo", {})
+    assert stop.value.code == 143
+    when = "before it trained" if call == 1 else f"after step {STEPS} of {STEPS}, with a checkpoint"
+    assert str(stop.value) == f"SIGTERM stopped the run {when}; to go on: preftune train --resume {tmp_path / 'run'}"
+    assert "note: SIGTERM: stopping\n" in capfd.readouterr().err
+    go_on(tmp_path / "run")
+    assert outcome(tmp_path / "run") == outcome(tmp_path / "calm")
+
+
+def test_a_signal_while_the_model_is_saved_lets_the_run_end(tmp_path, monkeypatch, capfd):
+    original = api.save
+
+    def save(*args: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return original(*args)
+
+    monkeypatch.setattr(api, "save", save)
+    run = begin(tmp_path / "run", miniature(), "dpo", {})
+    assert run.summary["steps"] == STEPS
+    assert "note: SIGTERM: the run has come to its end, and is being saved\n" in capfd.readouterr().err
+
+
 @pytest.mark.parametrize("name", ["gradient", "evaluate"])
 def test_what_outlasts_the_grace_is_broken_off_and_done_again(tmp_path, monkeypatch, name):
     """The signal comes in the midst of a step, or of an evaluation, which would take longer than there is time."""
@@ -213,7 +253,11 @@ def test_the_best_is_kept_beside_the_last(tmp_path):
 def test_a_metric_that_is_none_is_refused(tmp_path):
     blocks = {"output": {"keep_best": "los"}}
     with pytest.raises(PreftuneError, match=r"output\.keep_best=los is no held-out metric of this run; known: .*loss"):
-        begin(tmp_path / "run", miniature(), "dpo", blocks)
+        begin(tmp_path / "new" / "run", miniature(), "dpo", blocks)
+    assert not (tmp_path / "new").exists()
+    nothing = {"output": {"keep_best": "loss"}, "data": {"held_out": 0}}
+    with pytest.raises(PreftuneError, match=r"but nothing is held out: set data\.held_out"):
+        begin(tmp_path / "run", miniature(), "dpo", nothing)
     with pytest.raises(PreftuneError, match=r"output\.keep_best=loss compares .* but evaluate\.every is not"):
         begin(tmp_path / "other", miniature(), "dpo", {"output": {"keep_best": "loss"}, "evaluate": {"every": None}})
 
@@ -233,13 +277,19 @@ def go_on(folder: Path, **others: Any) -> preftune.Run:
     return preftune.resume(folder, **{"model": miniature(), "tokenizer": tokenizer(), "quiet": True, **others})
 
 
-def test_a_damaged_checkpoint_is_skipped_with_a_message(stopped, capsys):
+def test_a_damaged_checkpoint_is_skipped_with_a_message(stopped, monkeypatch, capsys):
     file = stopped / "checkpoints" / "step-000004" / "state" / "tensors-0.safetensors"
     file.write_bytes(file.read_bytes()[:-1])
-    go_on(stopped)
+    with monkeypatch.context() as patch:
+        stopping_at(patch, 1)
+        with pytest.raises(Stopped):
+            go_on(stopped)
     said = capsys.readouterr().err
     assert "step-000004 is damaged (state/tensors-0.safetensors has changed): it is skipped" in said
     assert "going on from" in said
+    assert checkpoint.saved(stopped) == [2, 3], "what is damaged pushes out nothing that is whole"
+    assert (stopped / "checkpoints" / "damaged-000004").is_dir()
+    go_on(stopped)
     assert [line["step"] for line in preftune.Run(stopped).history] == [0, 3, 3, 4, 6, 6, 8, 9, 9]
 
 
@@ -278,6 +328,26 @@ def test_what_may_change_takes_effect(stopped):
     assert [line["step"] for line in run.history if line["kind"] == "train"] == [3, 4, 5, 6, 7, 8, 9]
     assert run.history[-2]["learning_rate"] < 1e-5
     assert checkpoint.saved(stopped) == [2, 4]
+
+
+def test_another_metric_for_the_best_begins_anew(tmp_path, monkeypatch):
+    blocks = {"output": {"keep_best": "loss"}, "evaluate": {"every": 1}}
+    with monkeypatch.context() as patch:
+        stopping_at(patch, 4)
+        with pytest.raises(Stopped):
+            begin(tmp_path / "run", miniature(), "dpo", blocks)
+    run = go_on(tmp_path / "run", changes=["output.keep_best=margin"])
+    assert run.summary["best"]["metric"] == "margin"
+    assert run.summary["best"]["step"] > 4
+
+
+def test_a_folder_that_cannot_be_written_to_is_refused(stopped, monkeypatch):
+    def refused(*args: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "truncate", refused)
+    with pytest.raises(PreftuneError, match=r"cannot go on in .*run \(Permission denied\)"):
+        go_on(stopped)
 
 
 def test_keys_that_may_change_exist():
@@ -351,6 +421,8 @@ def test_a_failed_step_leaves_its_rows_and_the_last_good_checkpoint(tmp_path, mo
     assert failure["reason"] in str(stop.value)
     assert failure["step"] == 6
     assert 0 < len(failure["rows"]) <= 4
+    assert {one["row"] for one in failure["prompts"]} == set(failure["rows"])
+    assert all("about a" in one["prompt"] for one in failure["prompts"])
     assert checkpoint.saved(tmp_path / "run") == [4], "the weights of step 5 gave that loss"
     assert failure["last_checkpoint"] == "checkpoints/step-000004"
     assert str(stop.value).endswith("and the last good checkpoint is checkpoints/step-000004")

@@ -202,12 +202,13 @@ def run(
             raise
         folder.keep()
         try:
-            summary = trainer.fit()
-            lm, state = trainer.policy.lm.eval(), trainer.state()
-            if group.main:
-                card = model_card(summary, config.model.path, lm, folder.path / "model", _version())
-                save(folder, "model", lm, loaded.tokenizer, state, card)
-                folder.write_summary(summary)
+            with trainer.keeper.stops:
+                summary = trainer.fit()
+                lm, state = trainer.policy.lm.eval(), trainer.state()
+                if group.main:
+                    card = model_card(summary, config.model.path, lm, folder.path / "model", _version())
+                    save(folder, "model", lm, loaded.tokenizer, state, card)
+                    folder.write_summary(summary)
         finally:
             folder.unlock()
     if group.main:

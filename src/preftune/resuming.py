@@ -37,7 +37,14 @@ FREE = (
     "optim.max_grad_norm",
 )
 # Keys that name a file or folder, for a run that goes on from another current folder.
-PATHS = (("model", "path"), ("model", "tokenizer"), ("reference", "path"), ("data", "path"), ("data", "held_out_path"))
+PATHS = (
+    ("model", "path"),
+    ("model", "tokenizer"),
+    ("reference", "path"),
+    ("reference", "folder"),
+    ("data", "path"),
+    ("data", "held_out_path"),
+)
 
 
 def config_of(run: Path, changes: Sequence[str]) -> RunConfig:
@@ -61,6 +68,10 @@ def config_of(run: Path, changes: Sequence[str]) -> RunConfig:
     values = yaml_tree.read(run / "config.yaml")
     _find_paths(values, run, Path(RunFolder(run).manifest().get("folder", ".")))
     values["output"] = {**values.get("output", {}), "path": str(run), "overwrite": False}
+    try:
+        yaml_tree.load(RunConfig, run / "config.yaml", tagged=("objective",))
+    except PreftuneError as error:
+        raise PreftuneError(f"{run / 'config.yaml'} is no config any more: restore it ({error})") from None
     return yaml_tree.load(RunConfig, None, changes, base=values, tagged=("objective",))
 
 

@@ -50,8 +50,9 @@ def validate(
     if config is not None or overrides:
         settings = _settings(config, overrides)
         read = settings.data
+        apart = held_out if held_out is not None else read.held_out_path
         checked = Checked(
-            data, Reading(read.layout, read.split, read.limit, "drop"), read.doctor, held_out, against, write
+            data, Reading(read.layout, read.split, read.limit, "drop"), read.doctor, apart, against, write
         )
     return diagnose(checked, None if model is None else as_tokens(model, settings))
 

@@ -45,6 +45,41 @@ def test_what_a_run_that_never_began_would_have_replaced_is_put_back(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
+def killed_while_replacing(tmp_path, process):
+    """What a process leaves that is killed between taking one run away and beginning the next."""
+    RunFolder.create(tmp_path / "run").write_config("seed: 0")
+    (tmp_path / "run").rename(tmp_path / f".run.replaced-{process}")
+    (tmp_path / "run").mkdir()
+
+
+def test_a_run_that_was_about_to_be_replaced_when_the_process_was_killed_is_put_back(tmp_path):
+    killed_while_replacing(tmp_path, 2**22 + 1)
+    with pytest.raises(PreftuneError, match="holds a run that did not finish"):
+        RunFolder.create(tmp_path / "run")
+    assert (tmp_path / "run" / "config.yaml").read_text() == "seed: 0\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    RunFolder.create(tmp_path / "run", overwrite=True).discard()
+    assert (tmp_path / "run" / "config.yaml").read_text() == "seed: 0\n"
+
+
+def test_a_run_that_another_process_is_replacing_is_left_alone(tmp_path):
+    killed_while_replacing(tmp_path, 1)
+    RunFolder.create(tmp_path / "run")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".run.replaced-1", "run"]
+
+
+def test_a_run_that_has_been_replaced_goes(tmp_path):
+    killed_while_replacing(tmp_path, 2**22 + 1)
+    RunFolder(tmp_path / "run").write_config("seed: 1")
+    RunFolder.create(tmp_path / "run", overwrite=True).keep()
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_folders_that_were_made_for_a_run_go_with_it(tmp_path):
+    RunFolder.create(tmp_path / "new" / "deep" / "run").discard()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_file_that_no_run_wrote_keeps_a_folder_from_being_replaced(tmp_path):
     RunFolder.create(tmp_path / "run").write_config("seed: 0")
     (tmp_path / "run" / "notes.txt").write_text("mine")

@@ -104,7 +104,9 @@ def finish(run: Path, step: int, position: Mapping[str, Any], digests: Mapping[s
     sums = {name: digests.get(name) or _sha256(folder / name) for name in files}
     (folder / CHECKSUMS).write_text(json.dumps(sums, indent=1), encoding="utf-8")
     settle_all(folder)
-    target.parent.mkdir(exist_ok=True)
+    if not target.parent.exists():
+        target.parent.mkdir()
+        settle(run)
     if target.exists():  # one that is damaged, or of another try
         shutil.rmtree(target)
     folder.rename(target)
@@ -123,7 +125,19 @@ def clear(run: Path, keep: Collection[int]) -> None:
     """Remove all checkpoints but some."""
     for step in saved(run):
         if step not in keep:
-            shutil.rmtree(run / name_of(step), ignore_errors=True)
+            going = run / f".step-{step}.tmp"  # a name of its own, or a kill would leave what looks like a damaged one
+            shutil.rmtree(going, ignore_errors=True)
+            (run / name_of(step)).rename(going)
+            shutil.rmtree(going, ignore_errors=True)
+
+
+def put_away(run: Path, beyond: int) -> None:
+    """Give checkpoints after a step another name: they are damaged, and would pass for the newest."""
+    for step in saved(run):
+        if step > beyond:
+            away = run / FOLDER / f"damaged-{step:06d}"
+            shutil.rmtree(away, ignore_errors=True)
+            (run / name_of(step)).rename(away)
 
 
 def newest(run: Path) -> tuple[Path | None, list[str]]:
@@ -269,7 +283,7 @@ def _fault(folder: Path) -> str | None:
             return "it lists no position"
     except FileNotFoundError as error:
         return f"{Path(error.filename).name} is missing"
-    except (OSError, ValueError, AttributeError, TypeError) as error:
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
         return f"{CHECKSUMS} cannot be read: {error}"
     return None
 

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import torch
 
 from preftune.errors import PreftuneError
-from preftune.training import checkpoint, state
+from preftune.training import checkpoint, metrics, state
+from preftune.training.feed import Side
 from preftune.training.saving import write_model
 from preftune.training.stopping import Stopped, Stops
 from preftune.training.window import Window
@@ -21,6 +22,7 @@ from preftune.training.window import Window
 if TYPE_CHECKING:
     from preftune.training.trainer import Trainer
 
+PROMPT_TOKENS = 24  # of a prompt, in failure.json
 FALLS = frozenset({"loss"})  # metrics that are the better the smaller they are
 
 
@@ -33,6 +35,7 @@ class Keeper:
 
     Attributes:
         stops: to be entered while training runs.
+        ready: True once there is something to save.
     """
 
     def __init__(self, trainer: Trainer, resumed: Path | None) -> None:
@@ -42,6 +45,7 @@ class Keeper:
         self.stops = Stops(trainer.config.train.grace_seconds, lambda: 2 * self._took + 1, alone)
         self._saved_at, self._took = time.monotonic(), 0.0
         self._last: tuple[int, bool] | None = None  # step and `pending` of the last checkpoint
+        self.ready = False
 
     def after_step(self, improved: bool, lined: bool) -> None:
         """Save if it is due, and stop if somebody asked for it.
@@ -74,21 +78,21 @@ class Keeper:
         """Save, and end the run."""
         self.stops.last()
         at = self.trainer.position
+        by = self.stops.requested or signal.SIGTERM  # which another process may have got
+        go_on = f"to go on: preftune train --resume {self.run}"
+        if not self.ready:
+            raise Stopped(f"{by.name} stopped the run before it trained; {go_on}", by)
         if self._last != (at.step, at.pending):
             self.save()
-        by = self.stops.requested or signal.SIGTERM  # which another process may have got
-        raise Stopped(
-            f"{by.name} stopped the run after step {at.step} of {self.trainer.schedule.steps}, with a checkpoint; to "
-            f"go on: preftune train --resume {self.run}",
-            by,
-        )
+        steps = self.trainer.schedule.steps
+        raise Stopped(f"{by.name} stopped the run after step {at.step} of {steps}, with a checkpoint; {go_on}", by)
 
     def note_best(self, step: int, found: Mapping[str, Any]) -> bool:
         """True if this evaluation is the best so far, by `output.keep_best`."""
         name, best = self.trainer.config.output.keep_best, self.trainer.position.best
         if name is None or not isinstance(value := found.get(name), float):
             return False
-        if best and not (value < best["value"] if name in FALLS else value > best["value"]):
+        if best.get("metric") == name and not (value < best["value"] if name in FALLS else value > best["value"]):
             return False
         last = step == self.trainer.schedule.steps
         self.trainer.position.best = {
@@ -99,15 +103,28 @@ class Keeper:
         }
         return not last
 
-    def check_best(self) -> None:
-        """Refuse a metric that evaluation does not give.
+    def check_best(self, side: Side) -> None:
+        """Refuse a metric that evaluation does not give, before anything is evaluated.
+
+        Args:
+            side: what is held out; one forward of it tells.
 
         Raises:
             PreftuneError: with those that it gives.
         """
-        name, before = self.trainer.config.output.keep_best, self.trainer.position.before
-        if name is not None and not isinstance(before.get(name), float):
-            known = sorted(key for key, value in before.items() if isinstance(value, float))
+        trainer, name = self.trainer, self.trainer.config.output.keep_best
+        if name is None:
+            return
+        if not len(side):
+            raise PreftuneError(
+                f"output.keep_best={name} compares evaluations, but nothing is held out: set data.held_out"
+            )
+        scored = trainer.step.whole([trainer.step.evaluate(side[:1], trainer.states)])[0]
+        table = metrics.table(scored.columns)
+        examples = len(next(iter(table.values())))
+        found = {"loss": scored.loss, **metrics.held_out(table, table, range(examples))}
+        if not isinstance(found.get(name), float):
+            known = sorted(key for key, value in found.items() if isinstance(value, float))
             raise PreftuneError(f"output.keep_best={name} is no held-out metric of this run; known: {', '.join(known)}")
 
     def save(self) -> None:
@@ -178,14 +195,20 @@ class Keeper:
         """Write failure.json about a batch that stops the run, and say so after the reason."""
         kept = checkpoint.saved(self.run)
         last = checkpoint.name_of(kept[-1]) if kept else None
-        self.trainer.folder.write_failure(
-            reason=reason, step=step, rows=sorted(set(rows)), last_checkpoint=last, **values
-        )
+        known = {"reason": reason, "step": step, "rows": sorted(set(rows)), "prompts": self._prompts(step, set(rows))}
+        self.trainer.folder.write_failure(**known, last_checkpoint=last, **values)
         return (
             reason
             + "; failure.json in the run folder lists the batch's rows"
             + (f", and the last good checkpoint is {last}" if last else "")
         )
+
+    def _prompts(self, step: int, rows: set[int]) -> list[dict[str, Any]]:
+        """How the prompts of a batch begin: in data of several files, rows of one number are told apart by them."""
+        indices = next(self.trainer.schedule.after(max(0, step - 1))).tolist()
+        examples = [one for one in (self.trainer.examples.train[i] for i in indices) if one.row in rows]
+        text = self.trainer.tokenizer.decode
+        return [{"row": one.row, "prompt": text(one.prompt[:PROMPT_TOKENS].tolist())} for one in examples]
 
     def _collected(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """What the run goes on from: tensors, and numbers."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import math
 import os
@@ -11,6 +12,7 @@ import sys
 import tempfile
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -22,6 +24,7 @@ from preftune.api_keys import command_line
 from preftune.errors import PreftuneError
 from preftune.files import settle, write_whole
 from preftune.full_disk import named
+from preftune.training import checkpoint
 
 try:
     import fcntl
@@ -59,6 +62,7 @@ class RunFolder:
     def __init__(self, path: Path, replaced: Path | None = None) -> None:
         """`replaced` is where the run that was there before is kept until `keep` or `discard`."""
         self.path, self.replaced = path, replaced
+        self.above: list[Path] = []  # folders that were made for it, the innermost first
         self._unlock: Callable[[], object] | None = None
 
     @classmethod
@@ -98,8 +102,10 @@ class RunFolder:
         Raises:
             PreftuneError: if there is something there already, or the folder cannot be made.
         """
+        _put_back(path)
         cls.check(path, overwrite)
         replaced = None
+        above = [folder for folder in path.parents if not folder.exists()]
         try:
             if path.exists() and _never_began(path):
                 shutil.rmtree(path)
@@ -111,7 +117,9 @@ class RunFolder:
                 pass
         except OSError as error:
             raise PreftuneError(f"cannot write to output.path {path}: {error.strerror}") from error
-        return cls(path, replaced).lock()
+        folder = cls(path, replaced).lock()
+        folder.above = above
+        return folder
 
     @classmethod
     def reopen(cls, path: Path) -> RunFolder:
@@ -196,6 +204,9 @@ class RunFolder:
         shutil.rmtree(self.path)
         if self.replaced is not None:
             self.replaced.rename(self.path)
+        for folder in self.above:
+            with suppress(OSError):  # somebody else uses it by now
+                folder.rmdir()
 
     def write_config(self, text: str) -> None:
         """Keep the config as resolved (YAML)."""
@@ -222,7 +233,9 @@ class RunFolder:
         """
         try:
             values: dict[str, Any] = json.loads((self.path / "manifest.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            if not isinstance(values, dict):
+                raise ValueError(f"expected an object, found {type(values).__name__}")
+        except (OSError, ValueError, RecursionError) as error:
             raise PreftuneError(f"{self.path / 'manifest.json'} cannot be read ({error}): restore it") from error
         return values
 
@@ -243,7 +256,13 @@ class RunFolder:
         Raises:
             PreftuneError: if a file is shorter than it was.
         """
-        self.cut(sizes)
+        try:
+            self.cut(sizes)
+            checkpoint.put_away(self.path, step)
+        except OSError as error:
+            raise PreftuneError(
+                f"cannot go on in {self.path} ({error.strerror}): it must be possible to write there"
+            ) from error
         again = {"at": datetime.now(UTC).isoformat(timespec="seconds"), "step": step, "changes": list(changes)}
         again |= {"command": _command(), "versions": self.versions()}
         values = self.manifest()
@@ -280,6 +299,7 @@ class RunFolder:
     @named
     def _append(self, name: str, lines: Iterable[Mapping[str, Any]]) -> None:
         text = "".join(to_json(line) + "\n" for line in lines).encode()
+        begins = not (self.path / name).exists()
         with (self.path / name).open("ab", buffering=0) as file:
             before = file.seek(0, os.SEEK_END)
             try:
@@ -289,6 +309,8 @@ class RunFolder:
             except OSError:  # no half a line stays on a full disk
                 file.truncate(before)
                 raise
+        if begins:
+            settle(self.path)
 
     @named
     def _write(self, name: str, text: str) -> None:
@@ -297,6 +319,30 @@ class RunFolder:
 
 def _command() -> str:
     return command_line([Path(sys.argv[0]).name, *sys.argv[1:]]) if sys.argv[0] else "python"
+
+
+def _put_back(path: Path) -> None:
+    """Put back a run that a process was about to replace when it was killed: before the new one began, the old one
+    stays. One that has been replaced goes."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.replaced-*") if path.parent.is_dir() else ():
+        if _lives(left.name.rpartition("-")[2]):
+            continue
+        if path.exists() and not _never_began(path):
+            shutil.rmtree(left, ignore_errors=True)
+            continue
+        if path.exists():
+            shutil.rmtree(path)
+        left.rename(path)
+
+
+def _lives(process: str) -> bool:
+    try:
+        os.kill(int(process), 0)
+    except (ProcessLookupError, ValueError):
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def _never_began(path: Path) -> bool:

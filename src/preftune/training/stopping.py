@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+AFTER_STEP, SOON = "stopping after this step, with a checkpoint", "stopping"
+ENDING = "the run has come to its end, and is being saved"
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -34,6 +36,11 @@ class Stops:
     If a step, or an evaluation, would outlast the grace time, it is broken off by `Overdue`, in time to save what was
     there after the last whole step.
 
+    Attributes:
+        requested: the signal that came, if one did.
+        eager: True where nothing is to be finished: a signal breaks off at once.
+        saying: what a person is told then.
+
     Args:
         grace: seconds between the signal and the end of the process.
         needed: seconds that saving takes.
@@ -45,6 +52,20 @@ class Stops:
         self.requested: signal.Signals | None = None
         self._before: dict[int, Any] = {}
         self._holding, self._overdue = 0, False
+        self.eager, self.saying = False, AFTER_STEP
+
+    def step_by_step(self) -> None:
+        """From here on, steps are finished."""
+        self.eager, self.saying = False, AFTER_STEP
+
+    def at_once(self) -> None:
+        """From here on, what goes on can be done again."""
+        self.eager, self.saying = True, SOON
+
+    def not_any_more(self) -> None:
+        """From here on, the run ends by itself."""
+        self.last()
+        self.saying = ENDING
 
     def __enter__(self) -> Stops:
         if threading.current_thread() is threading.main_thread():  # only there does Python take signals
@@ -85,8 +106,10 @@ class Stops:
             return
         self.requested = signal.Signals(number)
         # written past Python's buffers, which the signal may have caught half-way
-        os.write(2, f"note: {self.requested.name}: stopping after this step, with a checkpoint\n".encode())
-        if signal.SIGALRM in self._before:
+        os.write(2, f"note: {self.requested.name}: {self.saying}\n".encode())
+        if self.eager and self.alone:
+            self._break_off(number, frame)
+        elif signal.SIGALRM in self._before:
             signal.setitimer(signal.ITIMER_REAL, max(0.05, self.grace - self.needed()))
 
     def _break_off(self, number: int, frame: FrameType | None) -> None:

@@ -130,11 +130,13 @@ class Trainer:
         self.explosion = ExplosionGate(vocabulary(lm))
         self.spikes = SpikeWatch()
         self.position, self.window = Position(), Window()
-        self.held_out: HeldOut | None = None
+        side = self.feed.side(examples.held_out)
+        self.held_out = HeldOut(self.step, side, side.ordered) if len(side) else None
         self.keeper, self.started = Keeper(self, checkpoint), time.perf_counter()
         self.writes = not self.policy.scores and hasattr(lm, "generate")
         if config.evaluate.samples and not self.writes and not self.policy.scores:
             self.messages.append(f"no samples are taken: {type(lm).__name__} has no method generate")
+        self.keeper.check_best(side)
 
     def fit(self) -> dict[str, Any]:
         """Train. Returns the summary (without writing it).
@@ -145,24 +147,13 @@ class Trainer:
         self.started = time.perf_counter()
         for message in (*self.messages, *([self.memory["said"]] if self.show else [])):
             self._note(message)
-        self._check_start()
-        side = self.feed.side(self.examples.held_out)
-        self.held_out = HeldOut(self.step, side, side.ordered) if len(side) else None
-        prompts = fixed_prompts(self.examples.held_out, self.examples.train, self.config.evaluate.samples)
-        if self.keeper.resumed is None:
-            self.position.before = self._look("start", prompts, 0)
-        else:
-            self.keeper.restore()
-        self.keeper.check_best()
-        with self.keeper.stops:
-            try:
-                with compiled(self.compiled) if self.compiled else nullcontext():
-                    self._loop()
-                after = self._look("end", prompts, self.schedule.steps)
-            except Overdue:
-                self.keeper.stop()
-            finally:
-                release()
+        try:
+            after = self._train()
+        except Overdue:
+            self.keeper.stop()
+        finally:
+            release()
+        self.keeper.stops.not_any_more()
         at = self.position
         self.explosion.check(after, 0.0, self.schedule.steps + 1)
         self.keeper.note_best(self.schedule.steps, after)
@@ -185,6 +176,23 @@ class Trainer:
             "memory": self.memory,
             "messages": [*self.messages, *at.notes],
         }
+
+    def _train(self) -> dict[str, Any]:
+        """Look, take all steps, and look again. Returns the last look."""
+        stops = self.keeper.stops
+        stops.at_once()
+        self._check_start()
+        prompts = fixed_prompts(self.examples.held_out, self.examples.train, self.config.evaluate.samples)
+        if self.keeper.resumed is None:
+            self.position.before = self._look("start", prompts, 0)
+        else:
+            self.keeper.restore()
+        self.keeper.ready = True
+        stops.step_by_step()
+        with compiled(self.compiled) if self.compiled else nullcontext():
+            self._loop()
+        stops.at_once()
+        return self._look("end", prompts, self.schedule.steps)
 
     @property
     def wall(self) -> float:

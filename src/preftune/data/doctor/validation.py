@@ -111,7 +111,8 @@ def diagnose(checked: Checked, tokens: AsTokens | None = None) -> Diagnosis:
     errors = [found for listing in (unreadable, identical) if (found := listing.finding()) is not None]
     total = count + unreadable.total + identical.total
     if not count:
-        return Diagnosis(checked.source, total, {}, errors, {}, [], checked.doctor)
+        nothing = [] if checked.write is None else [f"no row is good, so {checked.write} was not written"]
+        return Diagnosis(checked.source, total, {}, errors, {}, nothing, checked.doctor)
     chart = Chart(lines)
     if len(chart.index.kinds) > 1:
         mixed = " and ".join(f"{number:,} {kind}" for kind, number in chart.index.kinds.items())
