@@ -376,6 +376,10 @@ def main() -> None:
     except PreftuneError as error:
         if _speaks(error):
             print(f"error: {hidden(str(error))}", file=sys.stderr)
+        if "LOCAL_RANK" in os.environ:
+            from preftune.training.processes import end
+
+            end(2)
         sys.exit(2)
     except (KeyboardInterrupt, SystemExit) as stop:  # typer makes the second of the first
         if said := getattr(stop, "message", None):  # a run that has saved what it had

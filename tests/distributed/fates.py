@@ -51,7 +51,7 @@ def main() -> None:
     except PreftuneError as error:
         if processes.speaks(error):
             print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        processes.end(2)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from itertools import count
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, NoReturn, ParamSpec, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -31,6 +31,7 @@ T = TypeVar("T")
 # A collective that takes longer than this is one that not all processes have joined.
 COLLECTIVE = timedelta(minutes=10)
 BEAT, SILENCE = 3.0, 40.0  # seconds between two signs of life, and those without one after which a process is dead
+PARTING = 5.0  # seconds that a last sign of life may take
 GRACE = 5.0  # seconds in which a process may end by itself, with its own words, after another has failed
 SHORTEST, LONGEST = 0.01, 0.5  # seconds between two looks at whether the others have come
 FAILED = 2  # exit code, as of other errors that a user can mend
@@ -272,6 +273,14 @@ def _brief(error: BaseException) -> str:
     return " ".join((lines[0] if lines else type(error).__name__).split())[:160].rstrip(". ")
 
 
+def end(code: int) -> NoReturn:
+    """End this process after an error, past the interpreter's own end: there, a thread that still waits for the store
+    of a process that is gone would abort it."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 class Watch:
     """Says that this process is alive, and ends it when another one is dead or has failed.
 
@@ -298,7 +307,7 @@ class Watch:
         """End: from now on nobody is watched by this process."""
         self.over.set()
         if self.thread is not None:
-            self.thread.join(BEAT)
+            self.thread.join(PARTING)
 
     def _run(self, store: Any) -> None:
         others = [i for i in range(self.size) if i != self.index]
