@@ -148,9 +148,7 @@ class Keeper:
                 if main:
                     write_model(folder, trainer.policy.lm, trainer.tokenizer, whole)
                     checkpoint.finish(self.run, at.step, numbers, digests)
-                    best = [at.best["step"]] if at.best else []
-                    kept = checkpoint.saved(self.run)[-trainer.config.output.keep_last :]
-                    checkpoint.clear(self.run, {*kept, *best})
+                    self._clear()
 
             self._together(complete)
             self._last = (at.step, at.pending)
@@ -185,6 +183,14 @@ class Keeper:
         if scaler is not None and numbers["scaler"] is not None:
             scaler.load_state_dict(numbers["scaler"])
         state.restore_random(numbers["random"])
+        if self.group.main:
+            self._clear()  # which a kill may have cut short
+
+    def _clear(self) -> None:
+        """Remove the checkpoints that are not to be kept."""
+        best = self.trainer.position.best
+        kept = checkpoint.saved(self.run)[-self.trainer.config.output.keep_last :]
+        checkpoint.clear(self.run, {*kept, *([best["step"]] if best else [])})
 
     def drop(self, step: int) -> None:
         """Remove checkpoints from a step on, whose weights have turned out to be of no use."""
