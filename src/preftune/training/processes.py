@@ -108,10 +108,17 @@ class Group:
         return self.store is None or _speaks(self.store)
 
     def fail(self) -> None:
-        """Let the others know that this process ends before its time."""
-        if self.store is not None:
-            with suppress(RuntimeError, OSError):
-                self.store.set("failed", str(self.index))
+        """Let the others know that this process ends before its time. The main process, which may keep the store, stays
+        until they know, or it is told twice what went wrong."""
+        if self.store is None:
+            return
+        with suppress(RuntimeError, OSError):
+            self.store.set("failed", str(self.index))
+            if not self.main:
+                self.store.add("left", 1)
+            end = time.monotonic() + GRACE
+            while self.main and self.store.add("left", 0) < self.size - 1 and time.monotonic() < end:
+                time.sleep(SHORTEST)
 
     def leave(self) -> None:
         """End together: the main process, which may keep the store, is the last."""
