@@ -108,16 +108,21 @@ class Group:
         return self.store is None or _speaks(self.store)
 
     def fail(self) -> None:
-        """Let the others know that this process ends before its time. The main process, which may keep the store, stays
-        until they know, or it is told twice what went wrong."""
+        """Let the others know that this process ends before its time."""
+        global _failed
         if self.store is None:
             return
+        _failed = self
         with suppress(RuntimeError, OSError):
             self.store.set("failed", str(self.index))
             if not self.main:
                 self.store.add("left", 1)
-            end = time.monotonic() + GRACE
-            while self.main and self.store.add("left", 0) < self.size - 1 and time.monotonic() < end:
+
+    def linger(self) -> None:
+        """Let the main process, which may keep the store, stay until the others know, or they would tell it again."""
+        until = time.monotonic() + GRACE
+        with suppress(RuntimeError, OSError):
+            while self.main and self.store.add("left", 0) < self.size - 1 and time.monotonic() < until:
                 time.sleep(SHORTEST)
 
     def leave(self) -> None:
@@ -131,6 +136,7 @@ class Group:
 
 
 _current = Group()
+_failed: Group | None = None  # what a process that failed belonged to
 
 
 def _speaks(store: Any) -> bool:
@@ -285,6 +291,8 @@ def end(code: int) -> NoReturn:
     of a process that is gone would abort it."""
     sys.stdout.flush()
     sys.stderr.flush()
+    if _failed is not None:
+        _failed.linger()
     os._exit(code)
 
 
