@@ -133,8 +133,7 @@ class Keeper:
         Raises:
             PreftuneError: if the disk does not take it; the last one is as it was.
         """
-        trainer, at, begun = self.trainer, self.trainer.position, time.monotonic()
-        paused = time.perf_counter()
+        trainer, at, begun = self.trainer, self.trainer.position, time.perf_counter()
         trainer.look_at_values()
         main = self.group.main
         whole = trainer.state()
@@ -152,8 +151,8 @@ class Keeper:
 
             self._together(complete)
             self._last = (at.step, at.pending)
-        self._saved_at, self._took = time.monotonic(), time.monotonic() - begun
-        trainer.window.since += time.perf_counter() - paused  # saving is not training
+        self._saved_at, self._took = time.monotonic(), time.perf_counter() - begun
+        trainer.window.since += self._took  # saving is not training
 
     def restore(self) -> None:
         """Put the trainer back to where the checkpoint was taken.

@@ -173,8 +173,8 @@ class RunFolder:
         """How long the files are that grow by lines, in bytes."""
         return {name: (self.path / name).stat().st_size if (self.path / name).exists() else 0 for name in LINES}
 
-    def cut(self, sizes: Mapping[str, int]) -> None:
-        """Take away the lines that came after `sizes`, and what a killed process left half-written.
+    def cut(self, sizes: Mapping[str, int], step: int) -> None:
+        """Take away the lines that came after `sizes`, checkpoints after `step`, and what is half-written.
 
         Raises:
             PreftuneError: if a file is shorter than it was.
@@ -191,6 +191,7 @@ class RunFolder:
         for left in self.path.glob(".*.tmp"):
             shutil.rmtree(left) if left.is_dir() else left.unlink()
         (self.path / "failure.json").unlink(missing_ok=True)
+        checkpoint.put_away(self.path, step)
 
     def keep(self) -> None:
         """The run has begun: let go of the one that it replaces."""
@@ -257,8 +258,7 @@ class RunFolder:
             PreftuneError: if a file is shorter than it was.
         """
         try:
-            self.cut(sizes)
-            checkpoint.put_away(self.path, step)
+            self.cut(sizes, step)
         except OSError as error:
             raise PreftuneError(
                 f"cannot go on in {self.path} ({error.strerror}): it must be possible to write there"
@@ -364,7 +364,7 @@ class Onlooker(RunFolder):
     def lock(self) -> RunFolder:  # noqa: D102
         return self
 
-    def cut(self, sizes: Mapping[str, int]) -> None:  # noqa: D102
+    def cut(self, sizes: Mapping[str, int], step: int) -> None:  # noqa: D102
         pass
 
     def replace_folder(self, name: str, source: Path) -> None:  # noqa: D102
