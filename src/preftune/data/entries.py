@@ -104,12 +104,6 @@ def key_of(*parts: Any) -> str:
     return hashlib.sha256(json.dumps([_code(), *parts], sort_keys=True).encode()).hexdigest()[:40]
 
 
-def hash_file(path: Path) -> str:
-    """SHA-256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 @cache
 def _code() -> str:
     """Hash of the code of this room, and of the libraries that it renders with: other code may read data otherwise."""

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from preftune.data import sources
-from preftune.data.entries import About, Entry, fetch, hash_file, key_of
+from preftune.data.entries import About, Entry, fetch, key_of
 from preftune.data.fields import shown
 from preftune.data.records import (
     WEIGHT,
@@ -32,6 +32,7 @@ from preftune.data.records import (
     without_identical,
 )
 from preftune.errors import PreftuneError
+from preftune.files import hash_file
 
 Mask = NDArray[np.bool_]
 FILE = "records.txt"  # of lines "<number of the source> <row> <record as JSON>"

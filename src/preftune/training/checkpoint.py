@@ -12,7 +12,6 @@ forced to disk, and then it is renamed: a process that is killed at any moment l
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import shutil
@@ -26,7 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from preftune.errors import PreftuneError
-from preftune.files import settle, settle_all
+from preftune.files import hash_file, settle, settle_all
 
 FOLDER, STATE = "checkpoints", "state"
 CHECKSUMS, POSITION = "checksums.json", "position.json"
@@ -82,7 +81,7 @@ def write_tensors(folder: Path, process: int, tensors: Mapping[str, Tensor]) -> 
         save_file(parts, file, metadata={"places": json.dumps(places)})
     except SafetensorError as error:  # which is how it reports a full disk
         raise OSError(str(error)) from error
-    return {f"{STATE}/{file.name}": _sha256(file)}
+    return {f"{STATE}/{file.name}": hash_file(file)}
 
 
 def finish(run: Path, step: int, position: Mapping[str, Any], digests: Mapping[str, str]) -> Path:
@@ -101,7 +100,7 @@ def finish(run: Path, step: int, position: Mapping[str, Any], digests: Mapping[s
     text = json.dumps({"format": FORMAT, **position}, indent=1)
     (folder / STATE / POSITION).write_text(text, encoding="utf-8")
     files = sorted(str(path.relative_to(folder).as_posix()) for path in folder.rglob("*") if path.is_file())
-    sums = {name: digests.get(name) or _sha256(folder / name) for name in files}
+    sums = {name: digests.get(name) or hash_file(folder / name) for name in files}
     (folder / CHECKSUMS).write_text(json.dumps(sums, indent=1), encoding="utf-8")
     settle_all(folder)
     if not target.parent.exists():
@@ -277,7 +276,7 @@ def _fault(folder: Path) -> str | None:
     try:
         sums = json.loads((folder / CHECKSUMS).read_text(encoding="utf-8"))
         for name, expected in sums.items():
-            if _sha256(folder / name) != expected:
+            if hash_file(folder / name) != expected:
                 return f"{name} has changed"
         if f"{STATE}/{POSITION}" not in sums:
             return "it lists no position"
@@ -286,8 +285,3 @@ def _fault(folder: Path) -> str | None:
     except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
         return f"{CHECKSUMS} cannot be read: {error}"
     return None
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
