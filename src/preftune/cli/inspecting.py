@@ -1,0 +1,5 @@
+"""Commands that look into a run."""
+
+from __future__ import annotations
+
+PANEL = "Evidence"

@@ -1,0 +1,5 @@
+"""Commands that compare answers, and that serve a model."""
+
+from __future__ import annotations
+
+PANEL = "Evidence"
