@@ -163,6 +163,7 @@ KEYS = {
     "evaluate.samples": Case("1", "samples", LOOKS),
     "evaluate.max_new_tokens": Case("4", "samples", LOOKS),
     "evaluate.temperature": Case("0.0", "samples", LOOKS),
+    "evaluate.credit": Case("1", "credit", LOOKS),
     "output.path": Case("{here}/elsewhere", "folder"),
     "output.overwrite": Case("true", "refused", ("output.path={world}/run",)),
     "output.save_every": Case("2", "files"),
@@ -292,7 +293,7 @@ def seen(overrides: tuple[str, ...], world: Path, here: Path) -> dict[str, Any]:
     finally:
         hook.remove()
     manifest = json.loads((run.path / "manifest.json").read_text())
-    samples = run.path / "samples.jsonl"
+    samples, credit = run.path / "samples.jsonl", run.path / "credit.jsonl"
     weights = sorted((run.path / "model").glob("*.safetensors"))
     return {
         "refused": None,
@@ -300,6 +301,7 @@ def seen(overrides: tuple[str, ...], world: Path, here: Path) -> dict[str, Any]:
         "model": [file.read_text() for file in sorted((run.path / "model").glob("*.json"))],
         "metrics": [{k: v for k, v in line.items() if k not in TIMED} for line in run.history],
         "samples": samples.read_text() if samples.exists() else None,
+        "credit": credit.read_text() if credit.exists() else None,
         "files": sorted(str(file.relative_to(run.path)) for file in run.path.rglob("*")),
         "records": manifest["records"],
         "layout": run.summary["layout"],

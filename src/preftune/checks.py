@@ -195,6 +195,8 @@ def without_effect(config: RunConfig, evaluates: bool) -> list[str]:
             notes.append(f"evaluate.{key}={getattr(evaluate, key):g} has no effect: evaluate.samples is 0")
     if evaluate.every is not None and not evaluates:
         notes.append(f"evaluate.every={evaluate.every} has no effect: nothing is held out")
+    if evaluate.credit != type(evaluate)().credit and not evaluates:
+        notes.append(f"evaluate.credit={evaluate.credit} has no effect: nothing is held out")
     if config.reference.folder is not None and config.reference.kind != "stored":
         notes.append(f"reference.folder={config.reference.folder} has no effect: reference.kind is not stored")
     return notes

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 from preftune.data.examples import Example, Response
+from preftune.data.pieces import pieces, visible
 from preftune.data.records import Record
 from preftune.data.rendering import Refused, Renderer
 from preftune.objectives.batch import Role
@@ -76,11 +77,7 @@ def _response(response: Response, renderer: Renderer) -> list[tuple[str, str]]:
 
 def _words(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[str]:
     """Each token as text; control characters escaped, parts of a character by their names."""
-    found = []
-    for index, word in zip(ids, tokenizer.batch_decode([[index] for index in ids]), strict=True):
-        name = word if word and "\ufffd" not in word else str(tokenizer.convert_ids_to_tokens(index))
-        found.append("".join(char if char.isprintable() else ascii(char)[1:-1] for char in name))
-    return found
+    return [visible(piece) for piece in pieces(tokenizer, ids)]
 
 
 def _joined(parts: list[tuple[str, str]]) -> Text:

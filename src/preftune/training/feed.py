@@ -118,13 +118,13 @@ class Feed:
         so that all compute about as much, and all do the same number of forwards. Every process finds the same."""
         size = self.group.size
         if size == 1:
-            return [Share(self._cut(indices, lengths_N3))]
+            return [Share(self.forwards(indices, lengths_N3))]
         if not len(indices):
             return [Share()] * size
         costs_N = self.costs(lengths_N3)
         parts = share_out(np.asarray(indices), costs_N, None, None, size)
         parts += [[] for _ in range(size - len(parts))]  # fewer examples than processes
-        cuts = [self._cut(np.asarray(part, dtype=np.int64), lengths_N3) if part else [] for part in parts]
+        cuts = [self.forwards(np.asarray(part, dtype=np.int64), lengths_N3) if part else [] for part in parts]
         shortest = int(min(indices, key=lambda i: costs_N[i]))
         return [Share(*equalised(cut, max(map(len, cuts)), shortest)) for cut in cuts]
 
@@ -132,8 +132,8 @@ class Feed:
         """This process's forwards of an optimiser batch or of a whole side of the data, stand-ins included."""
         return self.shares(indices, lengths_N3)[self.group.index].forwards
 
-    def _cut(self, indices: Indices, lengths_N3: Indices) -> list[list[int]]:
-        """Examples cut into forwards."""
+    def forwards(self, indices: Indices, lengths_N3: Indices) -> list[list[int]]:
+        """Examples cut into forwards, as one process does them that has all of them."""
         if self.policy.layout == "tree":
             return micro_batches(indices, lengths_N3[:, 0], self.config, self.alone_above)
         return padded_micro_batches(indices, lengths_N3[:, 2], lengths_N3[:, 1], self.config, self.alone_above)

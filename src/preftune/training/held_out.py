@@ -30,6 +30,7 @@ class EvaluateConfig(BaseModel):
     samples: int = Field(4, ge=0, description="fixed prompts that the policy answers at the start and at the end")
     max_new_tokens: int = Field(128, ge=1, description="longest sampled answer, in tokens")
     temperature: float = Field(1.0, ge=0, description="of the samples; 0: the likeliest token each time")
+    credit: int = Field(4, ge=0, description="held-out pairs whose credit per token is kept at the end")
 
 
 class HeldOut:

@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from preftune.api_keys import command_line
 from preftune.errors import PreftuneError
+from preftune.evaluation.credit import PairCredit
 from preftune.files import settle, write_whole
 from preftune.full_disk import named
 from preftune.training import checkpoint
@@ -33,7 +34,7 @@ except ImportError:  # Windows
 
 PACKAGES = ("preftune", "torch", "transformers", "peft", "accelerate", "tokenizers")
 LINES = ("metrics.jsonl", "samples.jsonl")
-FILES = {"config.yaml", "manifest.json", *LINES, "summary.json", "report.html", "failure.json"}
+FILES = {"config.yaml", "manifest.json", *LINES, "summary.json", "credit.jsonl", "report.html", "failure.json"}
 
 
 class OutputConfig(BaseModel):
@@ -280,6 +281,10 @@ class RunFolder:
     def append_samples(self, samples: Iterable[Mapping[str, Any]]) -> None:
         """Add lines to samples.jsonl."""
         self._append("samples.jsonl", samples)
+
+    def write_credit(self, pairs: Iterable[PairCredit]) -> None:
+        """Keep the credit per token of pairs."""
+        self._write("credit.jsonl", "".join(to_json(pair.as_json()) + "\n" for pair in pairs))
 
     def write_summary(self, values: Mapping[str, Any]) -> None:
         """Keep what the run came to."""

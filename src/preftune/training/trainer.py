@@ -29,6 +29,7 @@ from preftune.policy.tiled_head import release
 from preftune.training import metrics
 from preftune.training.batches import Schedule, lengths
 from preftune.training.blueprint import Blueprint
+from preftune.training.credit import first_pairs, pair_credits
 from preftune.training.engine import (
     COMPUTED,
     make_accelerator,
@@ -192,7 +193,11 @@ class Trainer:
         with compiled(self.compiled) if self.compiled else nullcontext():
             self._loop()
         stops.at_once()
-        return self._look("end", prompts, self.schedule.steps)
+        after = self._look("end", prompts, self.schedule.steps)
+        pairs = first_pairs(self.examples.held_out, self.config.evaluate.credit)
+        if pairs and self.step.reference is not None:
+            self.folder.write_credit(pair_credits(self.step, self.feed, pairs, self.tokenizer))
+        return after
 
     @property
     def wall(self) -> float:
