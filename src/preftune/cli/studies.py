@@ -32,3 +32,24 @@ def ipo_bandits(
     show(found)
     if not all(limit.held for limit in found.limits):
         raise typer.Exit(1)
+
+
+@study.command("credit")
+def credit(
+    out: Annotated[Path, typer.Option("--out", "-o", help="folder for models and results")] = Path("runs/credit"),
+    data: Annotated[
+        Path | None, typer.Option("--data", "-d", help="folder with GSM8K's train.jsonl: a second ground")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="one seed and small sizes: under a minute")] = False,
+) -> None:
+    """Does credit find the step that is wrong? Trained on whole answers, judged line by line.
+
+    Exit code 1 if credit is not ahead of chance and of the reference's own log-probs.
+    """
+    from preftune.report.credit import show_study
+    from preftune.studies.credit import study as run_study
+
+    found = run_study(out, data, quick=quick)
+    show_study(found)
+    if not all(ground.held for ground in found):
+        raise typer.Exit(1)

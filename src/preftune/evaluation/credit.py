@@ -165,7 +165,7 @@ def credits_of(
         found = []
         for response in example.responses:
             part = slice(ends[number] - response.length, ends[number])
-            ours, theirs = (_spread(value[part], response) for value in values)
+            ours, theirs = (spread(value[part], response) for value in values)
             found.append(TokenCredit(words(response.ids.tolist()), ours, theirs, beta))
             number += 1
         yield found
@@ -206,8 +206,8 @@ def _ends(token: str, split: Split) -> bool:
     return "\n" in token if split == "line" else bool(SENTENCE_END.search(token)) or "\n" in token
 
 
-def _spread(values_K: Array, response: Response) -> Array:
-    """Values of targets over all tokens of their response; NaN elsewhere."""
+def spread(values_K: Array, response: Response) -> Array:
+    """Values of a response's targets over all its tokens; NaN for those that the policy does not answer for."""
     if response.targets is None:
         return values_K
     spread = np.full(len(response.ids), np.nan)
