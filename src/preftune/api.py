@@ -22,6 +22,7 @@ from preftune.data.writing import write_records
 from preftune.errors import PreftuneError
 from preftune.files import settle_all
 from preftune.full_disk import check_room
+from preftune.inputs import render
 from preftune.objectives import registry
 from preftune.policy import loading
 from preftune.policy.given import check_given
@@ -232,7 +233,7 @@ def _read(
     loaded = _load(config, model, tokenizer, records, trains_rewards(terms))
     check_precision(loaded.lm)
     with current().first_alone():
-        examples = _render(records, loaded, config)
+        examples = render(records, loaded, config)
     check_sizes(terms, examples)
     examples.messages.extend(without_effect(config, bool(examples.held_out)))
     examples.messages.extend(note for term in terms for note in term.objective.notes())
@@ -291,28 +292,6 @@ def _blocks(config: str | Path | Mapping[str, Any] | None, settings: Mapping[str
     for key in ("model", "data", "output"):
         blocks.setdefault(key, {})
     return blocks
-
-
-def _render(records: dataset.Records, loaded: loading.Loaded, config: RunConfig) -> dataset.Examples:
-    """Token ids that the model can read."""
-    data, longest = config.data, loading.positions(loaded.lm)
-    if records.plain and not data.rendering.text_as_chat and data.rendering.chat_template is not None:
-        raise PreftuneError(
-            "data.rendering.chat_template is given, but the data is plain text, which is taken as it is: set "
-            "data.rendering.text_as_chat=true, or leave the template out"
-        )
-    if longest is not None and longest < (data.rendering.max_length or longest + 1):
-        data = data.model_copy(update={"rendering": data.rendering.model_copy(update={"max_length": longest})})
-    examples = dataset.render(records, loaded.tokenizer, data)
-    if examples.chat_template is not None:
-        loaded.tokenizer.chat_template = examples.chat_template  # saved with the model: it was trained in this form
-    known = loading.vocabulary(loaded.lm)
-    if known is not None and examples.largest >= known:
-        raise PreftuneError(
-            f"the tokenizer gives token {examples.largest}, but the model knows tokens 0 to {known - 1}: they do not "
-            "belong together, check model.tokenizer"
-        )
-    return examples
 
 
 def _answers_that_fit(config: RunConfig, lm: nn.Module, examples: dataset.Examples) -> RunConfig:

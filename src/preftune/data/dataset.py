@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass, replace
+from itertools import compress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +24,7 @@ from preftune.data.records import Drops, Preference, Ranking, Record
 from preftune.data.rendering import RenderingConfig
 from preftune.data.split import choose, prompt_digests
 from preftune.data.tokenising import Side, Tokeniser
+from preftune.data.tokens import StoredExamples
 from preftune.errors import PreftuneError
 from preftune.objectives.base import DataKind
 
@@ -206,6 +208,21 @@ def render(found: Records, tokenizer: Any, config: DataConfig) -> Examples:
         None if renderer.chat is None else renderer.chat.template,
         max(about["largest"] for _, about, _ in parts),
     )
+
+
+def records_of(found: Records, side: Literal["train", "held_out"], examples: Sequence[Example]) -> Iterator[Record]:
+    """The record of each example of a side, in their order: those that became no example are left out.
+
+    Args:
+        found: what the examples were rendered from.
+        side: which side they are of.
+        examples: as `render` gave them.
+    """
+    own: SideRecords = getattr(found, side)
+    mask, sides = own.side.mask, (found.train.side, found.held_out.side)
+    both = np.logical_or.reduce([one.mask for one in sides if one.lines is own.side.lines])
+    rows_N = examples.rows if isinstance(examples, StoredExamples) else np.empty(0, dtype=np.int64)
+    return compress(own, np.isin(np.flatnonzero(mask[both]), rows_N))
 
 
 def _divide(folder: Path, train: Lines, other: Lines | None, share: float, seed: int, doctor: DoctorConfig) -> About:

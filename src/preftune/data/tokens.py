@@ -182,10 +182,10 @@ class StoredExamples(Sequence[Example]):
     """
 
     def __init__(self, file: TokenFile, rows: NDArray[np.int64]) -> None:
-        self._file, self._rows = file, rows
+        self._file, self.rows = file, rows
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self.rows)
 
     @overload
     def __getitem__(self, index: int) -> Example: ...
@@ -193,13 +193,13 @@ class StoredExamples(Sequence[Example]):
     def __getitem__(self, index: slice) -> StoredExamples: ...
     def __getitem__(self, index: int | slice) -> Example | StoredExamples:
         if isinstance(index, slice):
-            return StoredExamples(self._file, self._rows[index])
-        return self._file.example(int(self._rows[index]))
+            return StoredExamples(self._file, self.rows[index])
+        return self._file.example(int(self.rows[index]))
 
     @property
     def lengths(self) -> NDArray[np.int64]:
         """What `training.batches.lengths` wants to know, without reading any: shape (examples, 3)."""
-        return self._file.lengths_N3[self._rows].astype(np.int64)
+        return self._file.lengths_N3[self.rows].astype(np.int64)
 
 
 def _piece(batch: pa.RecordBatch) -> _Piece:

@@ -9,8 +9,8 @@ every entry.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 
 from preftune.data.examples import Example, Response
 from preftune.data.packing import PackedBatch, pack, pad
+from preftune.errors import PreftuneError
 from preftune.objectives.batch import Role
 from preftune.policy.policy import Layout, PolicyModule, base_model, forward_inputs, logps
 
@@ -53,6 +54,45 @@ def choose_layout(lm: nn.Module) -> tuple[Layout, str]:
     if unknown:
         return "padded", f"layer types {', '.join(sorted(unknown))} do not follow prompt trees"
     return "tree", f"model type {config.model_type} is exact on prompt trees"
+
+
+def laid_out(
+    lm: nn.Module,
+    wanted: Layout | Literal["auto"],
+    longest: int,
+    on_main: Callable[[Callable[[], float]], float] = lambda find: find(),
+) -> tuple[PolicyModule, list[str]]:
+    """A model in the layout asked for; in trees only if they prove exact on this very model.
+
+    Args:
+        lm: the language model, adapters included.
+        wanted: "auto" takes trees where they are exact, and padded rows elsewhere.
+        longest: most tokens of a prompt with one response.
+        on_main: has one of several processes find a value for all of them.
+
+    Returns:
+        The policy, and what to say about its layout.
+
+    Raises:
+        PreftuneError: if trees are asked for and are not exact.
+    """
+    if wanted == "padded":
+        return PolicyModule(lm, "padded"), []
+    layout, reason = choose_layout(lm)
+    if layout == "padded":
+        if wanted == "tree":
+            raise PreftuneError(f"model.layout=tree is not exact here: {reason}; set it to auto or padded")
+        return PolicyModule(lm, "padded"), [f"padded rows instead of prompt trees: {reason}"]
+    policy = PolicyModule(lm, "tree")
+    error = on_main(lambda: tree_error(policy, longest))
+    if error <= (TOLERANCE if next(lm.parameters()).dtype == torch.float32 else 0.5):
+        return policy, []
+    if wanted == "tree":
+        raise PreftuneError(f"model.layout=tree is off by {error:.2g} nats on this model: set it to padded")
+    policy.use_layout("padded")
+    known = math.isfinite(error)
+    found = f"trees are off by {error:.2g} nats on this model" if known else "the model refuses trees"
+    return policy, [f"padded rows instead of prompt trees: {found}"]
 
 
 def original_context(lm: nn.Module) -> int | None:

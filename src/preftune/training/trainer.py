@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -10,7 +9,6 @@ from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
@@ -21,7 +19,7 @@ from preftune.errors import PreftuneError
 from preftune.objectives.registry import Term
 from preftune.policy.causality import check_causal
 from preftune.policy.compiling import check_compiles, compiled
-from preftune.policy.layout import TOLERANCE, choose_layout, original_context, tree_error
+from preftune.policy.layout import laid_out, original_context
 from preftune.policy.loading import vocabulary
 from preftune.policy.policy import PolicyModule
 from preftune.policy.reference import Reference
@@ -206,29 +204,9 @@ class Trainer:
 
     def _policy(self, lm: nn.Module) -> PolicyModule:
         """The policy in the layout asked for; trees only if they prove exact on this very model."""
-        wanted = self.config.model.layout
-        layout, reason = choose_layout(lm)
-        if wanted == "padded":
-            return PolicyModule(lm, "padded")
-        if layout == "padded":
-            if wanted == "tree":
-                raise PreftuneError(f"model.layout=tree is not exact here: {reason}; set it to auto or padded")
-            self.messages.append(f"padded rows instead of prompt trees: {reason}")
-            return PolicyModule(lm, "padded")
-        policy = PolicyModule(lm, "tree")
         longest = max(int(side[:, 1].max(initial=0)) for side in (self.lengths_N3, lengths(self.examples.held_out)))
-        error = self.group.on_main(lambda: tree_error(policy, longest))
-        exact = error <= (TOLERANCE if next(lm.parameters()).dtype == torch.float32 else 0.5)
-        if not exact:
-            if wanted == "tree":
-                raise PreftuneError(f"model.layout=tree is off by {error:.2g} nats on this model: set it to padded")
-            found = (
-                f"trees are off by {error:.2g} nats on this model"
-                if math.isfinite(error)
-                else "the model refuses trees"
-            )
-            self.messages.append(f"padded rows instead of prompt trees: {found}")
-            policy.use_layout("padded")
+        policy, said = laid_out(lm, self.config.model.layout, longest, self.group.on_main)
+        self.messages.extend(said)
         return policy
 
     def _reference(self, frozen: Any) -> Reference | None:
