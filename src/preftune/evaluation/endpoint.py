@@ -156,12 +156,14 @@ class Endpoint:
             progress(done, len(keys))
         self._stop.clear()
         pool = ThreadPoolExecutor(self.config.concurrency)
-        asked = {pool.submit(self._ask, key, requests[i], bodies[i]): key for key, i in missing.items()}
+        asked = {pool.submit(self._last, key, requests[i], bodies[i]): key for key, i in missing.items()}
         waiting: set[Future[Answer]] = set(asked)
         try:
             while waiting:
                 ready, waiting = wait(waiting, timeout=0.5, return_when=FIRST_EXCEPTION)
                 for future in ready:
+                    if isinstance(future.exception(), _GivenUpError):
+                        continue  # because of another one, whose error says why
                     answer = future.result()
                     if answer.text is None:
                         refused[asked[future]] = answer
@@ -172,6 +174,14 @@ class Endpoint:
             self._stop.set()  # those that wait for a repetition give up; those under way are kept
             pool.shutdown(wait=True, cancel_futures=True)
         return [self._answers.get(key) or refused[key] for key in keys]
+
+    def _last(self, key: str, request: Request, body: Mapping[str, Any]) -> Answer:
+        """One request, and no further one after an error that stops them all."""
+        try:
+            return self._ask(key, request, body)
+        except BaseException:
+            self._stop.set()
+            raise
 
     def _ask(self, key: str, request: Request, body: Mapping[str, Any]) -> Answer:
         """One request, until it is answered or refused."""
