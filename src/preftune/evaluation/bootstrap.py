@@ -1,54 +1,78 @@
 """Bootstrap intervals for observations that belong to groups: groups are drawn, not observations.
 
-Shapes: N observations, G groups, R resamples.
+Shapes: N observations, G groups, R resamples, J groups left out one at a time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from preftune.evaluation.intervals import Z95
 
 RESAMPLES = 2000
+LEFT_OUT = 500  # groups that are left out at most, to see how skewed their influence is
+LARGEST = 4_000_000  # weights held at a time
+
+Floats = NDArray[np.float64]
+Statistic = Callable[[Floats], Floats]  # weights (R, N) of the observations -> a value for each row
 
 
-def weights(groups: Sequence[Hashable], seed: int, resamples: int = RESAMPLES) -> NDArray[np.float64]:
-    """How often each observation stands in each resample: as often as its group was drawn.
+def interval95(
+    statistic: Statistic, groups: Sequence[Hashable], seed: int, resamples: int = RESAMPLES
+) -> tuple[float, float]:
+    """The 95% interval of a figure, by the bias-corrected and accelerated bootstrap over groups (BCa).
+
+    Percentiles of the resamples are moved for the bias of the figure and for its skewness (Efron 1987, Journal of the
+    American Statistical Association 82), and further out for few groups: by Student's t and the variance's own bias
+    (Hesterberg 2015, The American Statistician 69). Figures with one seed and the same groups come from the same draws.
 
     Args:
-        groups: what each observation belongs to (its prompt), N values.
+        statistic: computes the figure from weights; a weight is how often an observation is there.
+        groups: what each observation belongs to (its prompt), N values of at least two groups.
         seed: of the draws.
         resamples: R.
 
-    Returns:
-        Shape (R, N). Columns of one group are equal, so that whatever is computed with them is paired.
+    Raises:
+        ValueError: for fewer than two groups, of which no other draw is possible.
     """
     index = {value: i for i, value in enumerate(dict.fromkeys(groups))}
+    count = len(index)
+    if count < 2:
+        raise ValueError("a bootstrap needs at least two groups")
     number_N = np.fromiter((index[value] for value in groups), np.int64, len(groups))
-    share = np.full(len(index), 1 / len(index))
-    drawn_RG = np.random.default_rng(seed).multinomial(len(index), share, size=resamples)
-    return drawn_RG[:, number_N].astype(float)
-
-
-def interval95(values_R: ArrayLike, groups: int) -> tuple[float, float]:
-    """The 95% interval of a figure, from its values in the resamples.
-
-    Percentiles, further out for few groups: those of Student's t and of the variance's own bias, as the expanded
-    percentile interval has them (Hesterberg 2015, The American Statistician 69).
-
-    Args:
-        values_R: one for each resample.
-        groups: how many were there to draw from.
-    """
-    tail = 0.0
-    if groups > 1:
-        tail = NormalDist().cdf(-np.sqrt(groups / (groups - 1)) * student_t(groups - 1))
-    low, high = np.quantile(np.asarray(values_R, dtype=float), [tail, 1 - tail])
+    drawn_RG = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=resamples)
+    value = float(_values(statistic, np.ones((1, count)), number_N)[0])
+    found_R = _values(statistic, drawn_RG, number_N)
+    left_out = np.unique(np.linspace(0, count - 1, LEFT_OUT).round().astype(np.int64))
+    without_JG = np.ones((len(left_out), count))
+    without_JG[np.arange(len(left_out)), left_out] = 0
+    skewness = _acceleration(_values(statistic, without_JG, number_N)) * np.sqrt(len(left_out) / count)
+    normal = NormalDist()
+    below = float(np.mean(found_R < value) + np.mean(found_R <= value)) / 2
+    bias = normal.inv_cdf(min(max(below, 1 / resamples), 1 - 1 / resamples))
+    far = np.sqrt(count / (count - 1)) * student_t(count - 1)
+    places = [bias + z / (1 - skewness * z) for z in (bias - far, bias + far)]
+    low, high = np.quantile(found_R, [normal.cdf(place) for place in places])
     return float(low), float(high)
+
+
+def _values(statistic: Statistic, weight_RG: NDArray[Any], number_N: NDArray[np.int64]) -> Floats:
+    rows = max(1, LARGEST // len(number_N))
+    return np.concatenate(
+        [statistic(weight_RG[i : i + rows][:, number_N].astype(float)) for i in range(0, len(weight_RG), rows)]
+    )
+
+
+def _acceleration(without_J: Floats) -> float:
+    """A sixth of the skewness of what the groups do to a figure, from its values without each of them."""
+    difference_J = without_J.mean() - without_J
+    spread = float((difference_J**2).sum())
+    return float((difference_J**3).sum()) / (6 * spread**1.5) if spread > 0 else 0.0
 
 
 def student_t(freedom: int) -> float:

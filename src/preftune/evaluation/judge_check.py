@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from preftune.errors import PreftuneError
-from preftune.evaluation.bootstrap import interval95, weights
+from preftune.evaluation.bootstrap import interval95
 from preftune.evaluation.intervals import accuracy_interval
 from preftune.evaluation.judges.base import Comparison, Judge, Verdict
 from preftune.evaluation.win_rate import Interval, Progress, judged
@@ -177,9 +177,9 @@ def _by_length(found: Found, right_N: np.ndarray, seed: int) -> dict[str, Any]:
         rows = np.flatnonzero(decided_N)
         excess_N = for_longer_N[rows] - is_longer_N[rows]
         own = [prompts[i] for i in rows]
-        weight_RN = weights(own, seed)
         bias = float(excess_N.mean())
-        interval = interval95(weight_RN @ excess_N / weight_RN.sum(1), len(set(own)))
+        if len(set(own)) > 1:
+            interval = interval95(lambda weight_RN: weight_RN @ excess_N / weight_RN.sum(1), own, seed)
     return {
         "for_longer": share(for_longer_N, decided_N),
         "better_is_longer": share(is_longer_N, decided_N),

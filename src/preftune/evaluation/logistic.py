@@ -29,8 +29,8 @@ def fit(x: ArrayLike, y: ArrayLike, weight_RN: ArrayLike | None = None) -> NDArr
         Constant and slope, shape (R, 2).
 
     Example:
-        >>> fit([0, 0, 0, 0, 1, 1, 1, 1], [1, 0, 0, 0, 1, 1, 1, 0]).round(2).tolist()  # odds 1:3, and 3:1
-        [[-1.09, 2.18]]
+        >>> fit([0, 1], [0.25, 0.75], [[400, 400]]).round(2).tolist()  # log(1/3), and log(3) - log(1/3)
+        [[-1.1, 2.2]]
     """
     x_N, y_N = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
     w_RN = np.ones((1, len(x_N))) if weight_RN is None else np.atleast_2d(np.asarray(weight_RN, dtype=float))

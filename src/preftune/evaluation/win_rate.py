@@ -14,7 +14,7 @@ import numpy as np
 
 from preftune.errors import PreftuneError
 from preftune.evaluation import logistic
-from preftune.evaluation.bootstrap import RESAMPLES, interval95, weights
+from preftune.evaluation.bootstrap import RESAMPLES, Floats, Statistic, interval95
 from preftune.evaluation.intervals import wilson
 from preftune.evaluation.judges.base import Comparison, Judge, Verdict
 
@@ -149,22 +149,30 @@ def from_verdicts(
     preference_N = np.array([preference for _, _, preference in found])
     prompts = [comparison.prompt for comparison, _, _ in found]
     length_N2 = np.array([[len(comparison.a.strip()), len(comparison.b.strip())] for comparison, _, _ in found], float)
-    groups = len(set(prompts))
-    weight_RN = weights(prompts, seed, resamples)
-    raw, raw_R = float(preference_N.mean()), weight_RN @ preference_N / weight_RN.sum(1)
     longer_N = standardised(length_N2[:, 0] - length_N2[:, 1])
-    controlled = float(logistic.sigmoid(logistic.fit(longer_N, preference_N))[0, 0])
-    controlled_R = logistic.sigmoid(logistic.fit(longer_N, preference_N, weight_RN)[:, 0])
-    alike = groups == 1 or np.ptp(raw_R) == 0
+
+    def raw(weight_RN: Floats) -> Floats:
+        return weight_RN @ preference_N / weight_RN.sum(1)
+
+    def controlled(weight_RN: Floats) -> Floats:
+        return logistic.sigmoid(logistic.fit(longer_N, preference_N, weight_RN)[:, 0])
+
+    def measured(statistic: Statistic) -> tuple[float, Interval]:
+        value = float(statistic(np.ones((1, len(found))))[0])
+        if _alike(preference_N, prompts):
+            return value, wilson(value, len(set(prompts)))
+        return value, interval95(statistic, prompts, seed, resamples)
+
+    (rate, rate_ci95), (fair, fair_ci95) = measured(raw), measured(controlled)
     orders = [verdict for _, verdict, _ in found if verdict.orders]
     return WinRate(
         judge=judge,
         comparisons=len(comparisons),
-        prompts=groups,
-        win_rate=raw,
-        win_rate_ci95=wilson(raw, groups) if alike else interval95(raw_R, groups),
-        length_controlled=controlled,
-        length_controlled_ci95=wilson(controlled, groups) if alike else interval95(controlled_R, groups),
+        prompts=len(set(prompts)),
+        win_rate=rate,
+        win_rate_ci95=rate_ci95,
+        length_controlled=fair,
+        length_controlled_ci95=fair_ci95,
         wins=int((preference_N > 0.5).sum()),
         ties=int((preference_N == 0.5).sum()),
         losses=int((preference_N < 0.5).sum()),
@@ -175,7 +183,15 @@ def from_verdicts(
     )
 
 
-def standardised(difference_N: np.ndarray) -> np.ndarray:
+def _alike(preference_N: Floats, prompts: Sequence[str]) -> bool:
+    """True if all prompts came to the same result."""
+    results: dict[str, list[float]] = {}
+    for prompt, preference in zip(prompts, preference_N.tolist(), strict=True):
+        results.setdefault(prompt, []).append(preference)
+    return len({sum(values) / len(values) for values in results.values()}) == 1
+
+
+def standardised(difference_N: Floats) -> Floats:
     """Differences in units of their standard deviation, 0 staying 0; all 0 if they are all the same."""
     deviation = float(difference_N.std())
     return difference_N / deviation if deviation > 0 else np.zeros_like(difference_N)

@@ -22,8 +22,9 @@ def show(result: JudgeCheck | WinRate, console: Console | None = None) -> None:
 
 @contextmanager
 def judging_progress(quiet: bool) -> Iterator[Progress]:
-    """A bar of what is judged."""
-    with Bar(console=Console(stderr=True), transient=True, disable=quiet) as bar:
+    """A bar of what is judged, where a person looks on."""
+    console = Console(stderr=True)
+    with Bar(console=console, transient=True, disable=quiet or not console.is_terminal) as bar:
         task = bar.add_task("judging", total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
