@@ -1,7 +1,8 @@
-"""Commands that measure and use a trained model: evaluate, score."""
+"""Commands that measure and use a trained model: evaluate, score, export, chat."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -113,6 +114,69 @@ def score(
     _note(opened.messages)
     write_scores(out, opened, run_score(opened, tokens=tokens, show=not quiet))
     typer.echo(f"wrote {out}: {len(opened.examples)} examples of {opened.data}")
+
+
+@app.command(rich_help_panel=PANEL)
+def export(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="run folder")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="folder to make")],
+    merge: Annotated[bool, typer.Option("--merge", help="put LoRA adapters into the weights of their base")] = False,
+) -> None:
+    """Write a run's model into a folder that transformers and vLLM load.
+
+    Examples:
+        preftune export runs/lora ./aligned --merge
+    """
+    from preftune.evaluation.export import export as run_export
+
+    typer.echo(run_export(run, out, merge=merge))
+
+
+@app.command(rich_help_panel=PANEL)
+def chat(
+    subject: Subject,
+    temperature: Annotated[float, typer.Option(min=0, help="of the answers; 0: the likeliest token each time")] = 1.0,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="longest answer, in tokens")] = 256,
+    system: Annotated[str | None, typer.Option("--system", help="a system turn to begin with")] = None,
+    plain: Annotated[
+        bool, typer.Option("--plain", help="continue each line, even if there is a chat template")
+    ] = False,
+    seed: Seed = 0,
+) -> None:
+    """Talk to a run's model: /reset forgets, /quit ends. Lines from a pipe are answered with a line each.
+
+    Examples:
+        preftune chat runs/demo
+        echo "A heist film set in Norway." | preftune chat runs/demo --temperature 0
+    """
+    import sys
+
+    from preftune.evaluation.chat import HELP, Chat, converse
+
+    talk = Chat(subject, temperature, max_new_tokens, seed, plain, system)
+    terminal = sys.stdin.isatty()
+    if terminal:
+        form = "each line is continued on its own" if talk.template is None else "in the model's chat template"
+        typer.echo(f"{subject}, {form}; {HELP}", err=True)
+
+    def say(text: str) -> None:
+        typer.echo(text, nl=False)
+        sys.stdout.flush()
+
+    def note(text: str) -> None:
+        typer.echo(f"note: {text}", err=True)
+
+    converse(talk, _typed() if terminal else sys.stdin, say, note, stream=terminal)
+
+
+def _typed() -> Iterator[str]:
+    """Lines that a person types, until the end of input."""
+    while True:
+        try:
+            yield input("> ")
+        except EOFError:
+            typer.echo()
+            return
 
 
 def _note(messages: list[str] | tuple[str, ...]) -> None:

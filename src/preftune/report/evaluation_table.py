@@ -10,8 +10,8 @@ from rich.markup import escape
 from rich.table import Table
 
 ACCURACIES = (
-    ("accuracy", "accuracy (implicit reward)"),
-    ("policy_accuracy", "accuracy (own log-probs)"),
+    ("accuracy", "preference accuracy"),
+    ("policy_accuracy", "accuracy of its own log-probs"),
     ("order_accuracy", "couples in order"),
 )
 ANSWERS = (
