@@ -10,12 +10,15 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from loopback import Proxy, listening, saying
 
 from preftune.data.records import Message
 from preftune.errors import PreftuneError
+from preftune.evaluation.answers import Prompt, Sampling
 from preftune.evaluation.endpoint import Endpoint, EndpointConfig, Request
+from preftune.evaluation.endpoint_writer import endpoint_writer
 from preftune.evaluation.sampling import sample
 from preftune.sandbox import world
 from preftune.sandbox.preferences import base_model, base_tokenizer
@@ -178,6 +181,23 @@ def test_a_token_is_at_least_a_byte(server: Server) -> None:
         with Endpoint(config(server.url)) as endpoint:
             answer = endpoint.answers([request])[0]
         assert answer.prompt_tokens + answer.tokens <= request.most_tokens
+
+
+def test_it_answers_in_place_of_a_model_at_hand(proxy: Proxy) -> None:
+    prompts = [Prompt(np.zeros(0, np.int32), text, text, row=i) for i, text in enumerate(PROMPTS)]
+    turns = (Message("user", PROMPTS[0]),)
+    prompts.append(Prompt(np.zeros(0, np.int32), "", turns, row=7))
+    with Endpoint(config(proxy.url, model="sandbox", concurrency=1)) as endpoint:
+        write = endpoint_writer(endpoint, Sampling(samples_per_prompt=2, max_new_tokens=8, seed=3))
+        found = write(prompts)
+        assert [len(group) for group in found] == [2] * 5
+        assert all(answer.tokens <= 8 and answer.sampled is None for group in found for answer in group)
+        plain = endpoint.generate(PROMPTS, max_new_tokens=8, samples_per_prompt=2, seed=3)
+        assert [answer.text for group in found[:4] for answer in group] == [answer.text for answer in plain]
+        assert {"messages" in body for body in proxy.bodies[8:10]} == {True}
+        proxy.always = 400
+        with pytest.raises(PreftuneError, match="does not answer the prompt of row 3: status 400, fault 400"):
+            endpoint_writer(endpoint, Sampling(seed=4))(prompts[3:4])
 
 
 SCRIPT = """

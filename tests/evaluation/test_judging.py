@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,12 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from evaluation.runs import Made
 from loopback import Proxy, listening, saying
 
 from preftune import cli
 from preftune.evaluation.answer_pairs import labelled_pairs, matched
 from preftune.sandbox.preferences import rows as sandbox_rows
 from preftune.sandbox.world import true_reward
+from preftune.serving.server import Server
 
 JUDGE = "def best(response):\n    return len(response)\n\ndef first(a, b):\n    return 'a'\n"
 
@@ -217,3 +220,35 @@ def test_conversations_are_read_as_text_and_rows_are_handed_on(tmp_path: Path) -
     write(tmp_path / "b.jsonl", [{"prompt": "1+1?", "completion": "#### 3"}])
     (pair,) = matched(str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl"))
     assert (pair.prompt, pair.a, pair.b, pair.row["answer"]) == ("1+1?", "#### 2", "#### 3", "#### 2")
+
+
+PAGE = (Path(__file__).parents[2] / "docs" / "judges.md").read_text(encoding="utf-8")
+
+
+def test_every_command_of_the_page_works(judge: Command, tmp_path: Path, scripted: Proxy, made: Made) -> None:
+    blocks = re.findall(r"```bash\n(.*?)```", PAGE, re.S)
+    commands = [line.split() for block in blocks for line in block.splitlines() if line]
+    assert len(commands) == 5
+    (tmp_path / "mine.py").write_text(next(code for code in snippets() if "def shorter" in code))
+    (tmp_path / "runs" / "demo").mkdir(parents=True)
+    (tmp_path / "runs" / "reward").symlink_to(made("reward"))
+    write(tmp_path / "pairs.jsonl", sandbox_rows(12))
+    for name, text in (("new", " I loved it. The jokes were good."), ("old", " The jokes were weak.")):
+        write(tmp_path / f"{name}.jsonl", [{"prompt": f"p{i}", "response": text} for i in range(4)])
+    write(tmp_path / "runs/demo/generations.jsonl", [{"prompt": "p", "policy": "good", "against": "bad"}])
+    for words in commands:
+        assert words[:2] == ["preftune", "judge"]
+        said = judge(*[word.replace("http://127.0.0.1:8000/v1", scripted.url) for word in words[2:]], "--limit", "4")
+        assert said.code == 0, said.err
+
+
+def snippets() -> list[str]:
+    return re.findall(r"```python\n(.*?)```", PAGE, re.S)
+
+
+def test_every_snippet_of_the_page_works(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert len(snippets()) == 3
+    for code in snippets():
+        exec(code.replace("http://127.0.0.1:8000/v1", server.url), {})
+    assert (tmp_path / "calls.jsonl").read_text().count('"text"') == 4

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from evaluation.runs import Made
 from loopback import Body, Proxy, listening, saying
 
 import preftune
@@ -233,6 +234,15 @@ def test_scores_are_those_that_transformers_gives(reward_run: preftune.Run) -> N
         with torch.no_grad():
             expected = model(torch.tensor([ids])).logits.item()
         assert score == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_run_with_adapters_is_a_judge_too(made: Made) -> None:
+    with open_judge(f"reward:{made('reward-lora')}") as judge:
+        verdict, other = judge.verdicts([compared(GOOD, BAD), compared(BAD, GOOD, "row 1")])
+    assert len(verdict.scores) == 2
+    assert other.scores == pytest.approx(verdict.scores[::-1], abs=1e-5)
+    with pytest.raises(PreftuneError, match="is no reward model"):
+        open_judge(f"reward:{made('dpo')}")
 
 
 def test_what_a_reward_model_cannot_read(reward_run: preftune.Run) -> None:
