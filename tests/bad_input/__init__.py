@@ -11,6 +11,7 @@ from bad_input.disks import DISKS
 from bad_input.files import FILES
 from bad_input.models import MODELS
 from bad_input.rows import ROWS
+from bad_input.runs import RUNS
 from bad_input.settings import SETTINGS
 
 GROUPS: dict[str, tuple[BadInput, ...]] = {
@@ -19,6 +20,7 @@ GROUPS: dict[str, tuple[BadInput, ...]] = {
     "Files of data": FILES,
     "Config files": CONFIGS,
     "Models": MODELS,
+    "Runs": RUNS,
     "Disks and folders": DISKS,
 }
 ALL = tuple(case for group in GROUPS.values() for case in group)

@@ -1,5 +1,184 @@
-"""Commands that measure and use a trained model."""
+"""Commands that measure and use a trained model: evaluate, score, export, chat."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from preftune.cli.app import LARGEST_SEED, Quiet, app
+
 PANEL = "Evidence"
+
+
+class Device(StrEnum):
+    """Where to compute."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+    mps = "mps"
+
+
+Subject = Annotated[str, typer.Argument(metavar="RUN|MODEL", help="run folder; or a model: folder, hub id, 'sandbox'")]
+Against = Annotated[
+    str | None,
+    typer.Option("--against", metavar="RUN|MODEL", help="what to compare with; default: the run's reference"),
+]
+Where = Annotated[
+    Device | None, typer.Option("--device", help="where to compute; default: as the run did, if it can be")
+]
+Seed = Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="of the samples")]
+
+
+@app.command(rich_help_panel=PANEL)
+def evaluate(
+    subject: Subject,
+    against: Against = None,
+    data: Annotated[
+        str | None, typer.Option("--data", "-d", help="data to evaluate on, all of it; default: what the run held out")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="folder to write to; default: the run folder, or ./evaluation")
+    ] = None,
+    prompts: Annotated[int, typer.Option(min=0, help="prompts to answer; 0: none")] = 64,
+    samples: Annotated[int, typer.Option(min=1, help="answers to each prompt")] = 1,
+    temperature: Annotated[float, typer.Option(min=0, help="of the answers; KL is measured at 1")] = 1.0,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, help="longest answer, in tokens; default: as the run sampled")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="answers written at a time")] = 64,
+    by: Annotated[str, typer.Option("--by", help="field of the data's rows for figures by source")] = "source",
+    seed: Seed = 0,
+    device: Where = None,
+    quiet: Quiet = False,
+) -> None:
+    """Measure a run or a model on held-out data: accuracy, margin, calibration; its answers, their KL to the reference.
+
+    Examples:
+        preftune evaluate runs/demo
+        preftune evaluate runs/demo --against ./another-model --samples 4
+        preftune evaluate ./my-model --data pairs.jsonl --against ./its-start
+    """
+    from preftune.evaluation.evaluate import FIGURES
+    from preftune.evaluation.evaluate import evaluate as run_evaluate
+    from preftune.report.evaluation_table import show_evaluation
+
+    done = run_evaluate(
+        subject,
+        against=against,
+        data=data,
+        out=out,
+        prompts=prompts,
+        samples_per_prompt=samples,
+        temperature=temperature,
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+        source_field=by,
+        seed=seed,
+        device=None if device is None else device.value,
+        quiet=quiet,
+    )
+    _note(done.notes)
+    show_evaluation(done.figures)
+    typer.echo(f"wrote {done.folder / FIGURES}")
+
+
+@app.command(rich_help_panel=PANEL)
+def score(
+    subject: Subject,
+    data: Annotated[
+        str | None, typer.Argument(metavar="[DATA]", help="data to score, all of it; default: what the run held out")
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="file to write: .jsonl or .parquet")] = Path("scores.jsonl"),
+    against: Against = None,
+    tokens: Annotated[bool, typer.Option("--tokens", help="log-probs of single tokens, too")] = False,
+    device: Where = None,
+    quiet: Quiet = False,
+) -> None:
+    """Write log-probs, implicit rewards and margins of every pair: the numbers that training logged.
+
+    Examples:
+        preftune score runs/demo --out scores.jsonl --tokens
+        preftune score ./my-model pairs.jsonl --against ./its-start --out scores.parquet
+    """
+    from preftune.evaluation.opening import open_for_evaluation
+    from preftune.evaluation.score_file import check_out, write_scores
+    from preftune.evaluation.scoring import score as run_score
+
+    check_out(out)
+    opened = open_for_evaluation(subject, data=data, against=against, device=None if device is None else device.value)
+    _note(opened.messages)
+    write_scores(out, opened, run_score(opened, tokens=tokens, show=not quiet))
+    typer.echo(f"wrote {out}: {len(opened.examples)} examples of {opened.data}")
+
+
+@app.command(rich_help_panel=PANEL)
+def export(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="run folder")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="folder to make")],
+    merge: Annotated[bool, typer.Option("--merge", help="put LoRA adapters into the weights of their base")] = False,
+) -> None:
+    """Write a run's model into a folder that transformers and vLLM load.
+
+    Examples:
+        preftune export runs/lora ./aligned --merge
+    """
+    from preftune.evaluation.export import export as run_export
+
+    typer.echo(run_export(run, out, merge=merge))
+
+
+@app.command(rich_help_panel=PANEL)
+def chat(
+    subject: Subject,
+    temperature: Annotated[float, typer.Option(min=0, help="of the answers; 0: the likeliest token each time")] = 1.0,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="longest answer, in tokens")] = 256,
+    system: Annotated[str | None, typer.Option("--system", help="a system turn to begin with")] = None,
+    plain: Annotated[
+        bool, typer.Option("--plain", help="continue each line, even if there is a chat template")
+    ] = False,
+    seed: Seed = 0,
+) -> None:
+    """Talk to a run's model: /reset forgets, /quit ends. Lines from a pipe are answered with a line each.
+
+    Examples:
+        preftune chat runs/demo
+        echo "A heist film set in Norway." | preftune chat runs/demo --temperature 0
+    """
+    import sys
+
+    from preftune.evaluation.chat import HELP, Chat, converse
+
+    talk = Chat(subject, temperature, max_new_tokens, seed, plain, system)
+    terminal = sys.stdin.isatty()
+    if terminal:
+        form = "each line is continued on its own" if talk.template is None else "in the model's chat template"
+        typer.echo(f"{subject}, {form}; {HELP}", err=True)
+
+    def say(text: str) -> None:
+        typer.echo(text, nl=False)
+        sys.stdout.flush()
+
+    def note(text: str) -> None:
+        typer.echo(f"note: {text}", err=True)
+
+    converse(talk, _typed() if terminal else sys.stdin, say, note, stream=terminal)
+
+
+def _typed() -> Iterator[str]:
+    """Lines that a person types, until the end of input."""
+    while True:
+        try:
+            yield input("> ")
+        except EOFError:
+            typer.echo()
+            return
+
+
+def _note(messages: list[str] | tuple[str, ...]) -> None:
+    for message in messages:
+        typer.echo(f"note: {message}", err=True)

@@ -1,16 +1,19 @@
-"""Confidence intervals."""
+"""Confidence intervals. Values that share a prompt are no independent evidence: prompts are what is drawn."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Z95 = 1.959964
+TIE = 1e-5  # nats, or units of reward, by which two values must differ to count as different
+DRAWS = 1000  # of a bootstrap
+AT_ONCE = 2**22  # weights of a bootstrap that are held in memory
 
 
-def accuracy_interval(correct: ArrayLike, group: Sequence[object]) -> tuple[float, float]:
+def accuracy_interval(correct: ArrayLike, group: Sequence[Hashable]) -> tuple[float, float]:
     """95% Wilson interval of a mean of scores in [0, 1], for scores that are alike within groups.
 
     Pairs that share a prompt are no independent evidence: the sample size is divided by the design effect, the variance
@@ -23,8 +26,7 @@ def accuracy_interval(correct: ArrayLike, group: Sequence[object]) -> tuple[floa
     Raises:
         ValueError: without any scores.
     """
-    index = {value: i for i, value in enumerate(dict.fromkeys(group))}
-    return grouped_interval(correct, np.fromiter((index[value] for value in group), np.int64, len(group)))
+    return grouped_interval(correct, numbered(group))
 
 
 def grouped_interval(correct: ArrayLike, number: NDArray[np.int64]) -> tuple[float, float]:
@@ -42,6 +44,65 @@ def grouped_interval(correct: ArrayLike, number: NDArray[np.int64]) -> tuple[flo
     elif groups == 1:
         effective = 1.0
     return wilson(mean, effective)
+
+
+def numbered(group: Sequence[Hashable]) -> NDArray[np.int64]:
+    """Groups by number, from 0 in the order in which they are first met, shape (n,)."""
+    index = {value: i for i, value in enumerate(dict.fromkeys(group))}
+    return np.fromiter((index[value] for value in group), np.int64, len(group))
+
+
+def standard_error(values: ArrayLike, number: NDArray[np.int64], per: ArrayLike | None = None) -> float | None:
+    """Standard error of a mean, or of a ratio of sums, over values that are alike within groups.
+
+    Args:
+        values: shape (n,).
+        number: of each its group, from 0 without a gap, shape (n,).
+        per: what the sum of values is divided by the sum of (tokens, say), shape (n,); none: a mean.
+
+    Returns:
+        None for fewer than two groups, of which nothing is known.
+    """
+    value, size = np.asarray(values, dtype=float), np.ones(len(number)) if per is None else np.asarray(per, float)
+    groups = int(number.max()) + 1
+    if groups < 2:
+        return None
+    sums = np.bincount(number, weights=value - size * (value.sum() / size.sum()))
+    return float(np.sqrt(groups / (groups - 1) * (sums**2).sum()) / size.sum())
+
+
+def mean_interval(values: ArrayLike, number: NDArray[np.int64]) -> tuple[float, float] | None:
+    """95% interval of a mean by its `standard_error` (normal approximation); None for fewer than two groups.
+
+    Example:
+        >>> low, high = mean_interval([1.0, 2.0, 3.0, 4.0], np.arange(4))
+        >>> round(low, 3), round(high, 3)  # 2.5 +- 1.96 * 1.291 / 2
+        (1.235, 3.765)
+    """
+    error = standard_error(values, number)
+    mean = float(np.mean(np.asarray(values, dtype=float)))
+    return None if error is None else (mean - Z95 * error, mean + Z95 * error)
+
+
+def bootstrap(
+    groups: int, statistic: Callable[[NDArray[np.float64]], NDArray[np.float64]], seed: int = 0
+) -> tuple[float, float]:
+    """95% percentile interval of a statistic over drawn groups.
+
+    Args:
+        groups: how many there are.
+        statistic: its value for each row of how often each group was drawn, shape (draws, groups) -> (draws,).
+        seed: of the draws.
+
+    Source: Efron 1979, "Bootstrap Methods: Another Look at the Jackknife".
+    """
+    random, found = np.random.default_rng(seed), list[NDArray[np.float64]]()
+    step = max(1, AT_ONCE // groups)
+    for first in range(0, DRAWS, step):
+        drawn = random.multinomial(groups, np.full(groups, 1 / groups), size=min(step, DRAWS - first))
+        found.append(statistic(drawn.astype(float)))
+    low, high = np.percentile(np.concatenate(found), (2.5, 97.5))
+    return float(low), float(high)
 
 
 def wilson(share: float, n: float, z: float = Z95) -> tuple[float, float]:

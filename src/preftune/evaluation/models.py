@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
@@ -19,6 +20,8 @@ from preftune.errors import PreftuneError
 from preftune.objectives import registry
 from preftune.policy import loading
 from preftune.policy.loading import BUILT_IN, SCRATCH, Loaded, ModelConfig
+from preftune.policy.reasons import reason
+from preftune.policy.weights import check_finite
 from preftune.resuming import config_of, has_ended, start_hash
 from preftune.training.references import adapter_off_is_the_start
 from preftune.training.run_folder import RunFolder
@@ -100,6 +103,8 @@ def find(path: str | Path) -> Named:
         return Named(path, folder, config_of(folder, ()))
     if path.startswith(SCRATCH):
         raise PreftuneError(f"{path} is a model that is yet to be made: name a run, a folder or a hub id")
+    if path != BUILT_IN and folder.is_file():
+        raise PreftuneError(f"{path} is a file, expected a run folder, or a model: folder or hub id")
     if folder.is_dir() and path != BUILT_IN and not (folder / "config.json").is_file():
         adapter = (folder / "adapter_config.json").is_file()
         what = "an adapter alone: name the run that trained it" if adapter else "neither a run nor a model: check it"
@@ -237,10 +242,11 @@ def _set_adapter(lm: nn.Module, folder: Path) -> None:
 
     try:
         found = peft.set_peft_model_state_dict(lm, load_file(folder / ADAPTER))
-    except (OSError, RuntimeError, ValueError) as error:
-        raise PreftuneError(f"the adapter in {folder} cannot be read ({error}): restore it") from error
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+        raise PreftuneError(f"the adapter in {folder} cannot be read ({reason(error)}): restore it") from error
     if found.unexpected_keys:
         raise PreftuneError(
             f"the adapter in {folder} does not belong to this model, which has no {found.unexpected_keys[0]}: restore "
             "it"
         )
+    check_finite(lm, f"the adapter in {folder}")

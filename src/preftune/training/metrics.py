@@ -26,11 +26,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from preftune.evaluation.intervals import accuracy_interval, auc, auc_interval
+from preftune.evaluation.intervals import TIE, accuracy_interval, auc, auc_interval
 from preftune.objectives.base import Outcome
 from preftune.objectives.batch import Batch, LogProbs, PlainBatch, Role, at_hand, role_indices
 
-TIE = 1e-5
 QUANTILES = (10, 50, 90)
 SIDES = ("chosen", "rejected")
 # What metrics read of a batch: fields that do not grow with its tokens.

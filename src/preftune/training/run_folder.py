@@ -34,7 +34,8 @@ except ImportError:  # Windows
 
 PACKAGES = ("preftune", "torch", "transformers", "peft", "accelerate", "tokenizers")
 LINES = ("metrics.jsonl", "samples.jsonl")
-FILES = {"config.yaml", "manifest.json", *LINES, "summary.json", "credit.jsonl", "report.html", "failure.json"}
+FILES = {"config.yaml", "manifest.json", *LINES, "summary.json", "report.html", "failure.json", "credit.jsonl"}
+FILES |= {"evaluation.json", "generations.jsonl", "verdicts.jsonl", "data_doctor.json"}
 
 
 class OutputConfig(BaseModel):

@@ -1,0 +1,170 @@
+"""A run or a model, evaluated: held-out pairs, and answers side by side with those of what it is compared with.
+
+evaluated = preftune.evaluate("runs/first")
+evaluated.figures["pairs"]["accuracy"], evaluated.figures["generation"]["kl"]["per_response"]
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from preftune.api_keys import command_line
+from preftune.errors import PreftuneError
+from preftune.evaluation.answers import BATCH, Sampling, prompts_of
+from preftune.evaluation.generating import Generated, generate
+from preftune.evaluation.opening import Opened, open_for_evaluation
+from preftune.evaluation.pair_figures import pair_figures
+from preftune.evaluation.scoring import score
+from preftune.files import write_whole
+from preftune.report.html import write as write_report
+from preftune.training.run_folder import to_json
+
+FIGURES, GENERATIONS = "evaluation.json", "generations.jsonl"
+DEFAULT_OUT = Path("evaluation")  # of a model, which has no folder of its own to write to
+PROMPTS = 64
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What an evaluation came to.
+
+    Attributes:
+        figures: what evaluation.json holds.
+        folder: where it lies, and generations.jsonl beside it.
+        opened: policy, reference and examples, for more questions.
+        generated: the answers; None if none were asked for.
+        notes: what to know, a line each.
+    """
+
+    figures: dict[str, Any]
+    folder: Path
+    opened: Opened
+    generated: Generated | None
+    notes: tuple[str, ...]
+
+
+def evaluate(
+    path: str | Path,
+    *,
+    against: str | Path | None = None,
+    data: str | Path | None = None,
+    out: str | Path | None = None,
+    prompts: int = PROMPTS,
+    samples_per_prompt: int = 1,
+    temperature: float = 1.0,
+    max_new_tokens: int | None = None,
+    batch_size: int = BATCH,
+    source_field: str = "source",
+    seed: int = 0,
+    device: Literal["auto", "cpu", "cuda", "mps"] | None = None,
+    quiet: bool = False,
+) -> Evaluated:
+    """Evaluate a run or a model on held-out data, and write evaluation.json and generations.jsonl.
+
+    Args:
+        path: a run folder, or a model: folder, hub id or "sandbox".
+        against: run or model to compare with; none: the run's reference, and for a model nothing.
+        data: file, folder, hub id or "sandbox", all of which is evaluated on; none: what the run held out.
+        out: folder to write to; none: the run folder, for a model "evaluation".
+        prompts: how many different prompts are answered; 0: none.
+        samples_per_prompt: answers to each.
+        temperature: of the answers; KL is measured at 1.
+        max_new_tokens: at which an answer is cut; none: what the run sampled with.
+        batch_size: answers written at a time.
+        source_field: field of the data's rows that says where a row comes from, for figures by source.
+        seed: of the answers.
+        device: where to compute; none: "cpu" if the run was told so, else "auto".
+        quiet: no progress bar.
+
+    Raises:
+        PreftuneError: for anything that a user can mend: see `open_for_evaluation`.
+    """
+    _check(prompts, samples_per_prompt, temperature, max_new_tokens, batch_size, seed)
+    folder = _folder(path, out)
+    opened = open_for_evaluation(path, data=data, against=against, device=device)
+    figures = _head(opened)
+    figures |= pair_figures(score(opened, show=not quiet), opened.examples, _sources(opened, source_field))
+    generated = None
+    if prompts and not opened.is_reward_model:
+        wanted = max_new_tokens or opened.config.evaluate.max_new_tokens
+        sampling = Sampling(samples_per_prompt, temperature, wanted, seed, batch_size)
+        generated = generate(opened, prompts_of(opened, prompts), sampling)
+        figures["generation"] = generated.figures
+    write_evaluation(folder, figures, generated)
+    if opened.run is not None and folder.resolve() == opened.run.resolve() and (folder / "report.html").exists():
+        write_report(folder)
+    notes = [*opened.messages, *(generated.notes if generated else ())]
+    return Evaluated(figures, folder, opened, generated, tuple(notes))
+
+
+def write_evaluation(folder: Path, figures: Mapping[str, Any], generated: Generated | None) -> None:
+    """Write an evaluation into a folder, which is made if it is not there. Each file is whole or as it was.
+
+    Raises:
+        PreftuneError: if the disk does not take it.
+    """
+    files = {} if generated is None else {GENERATIONS: "".join(to_json(line) + "\n" for line in generated.lines())}
+    files[FIGURES] = to_json(dict(figures), indent=2) + "\n"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in files.items():
+            write_whole(folder / name, text.encode())
+    except OSError as error:
+        raise PreftuneError(
+            f"cannot write into {folder} ({error.strerror or error}): make room there, or name another folder (--out)"
+        ) from error
+
+
+def _folder(path: str | Path, out: str | Path | None) -> Path:
+    """Where to write, if that can be a folder at all."""
+    if out is None:
+        is_run = (Path(path).expanduser() / "config.yaml").is_file()
+        return Path(path).expanduser() if is_run else DEFAULT_OUT
+    if Path(out).exists() and not Path(out).is_dir():
+        raise PreftuneError(f"--out {out} is a file, expected a folder to write {FIGURES} and {GENERATIONS} into")
+    return Path(out)
+
+
+def _head(opened: Opened) -> dict[str, Any]:
+    """What was evaluated, by which command and when."""
+    command = command_line([Path(sys.argv[0]).name, *sys.argv[1:]]) if sys.argv[0] else "python"
+    prompts = {example.prompt.tobytes() for example in opened.examples}
+    head: dict[str, Any] = {
+        "made": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": command,
+        "model": opened.name,
+    }
+    if opened.against is not None:
+        head["against"] = opened.against
+    if opened.term is not None:
+        head["rewards"] = {"objective": opened.term.name, **({} if opened.beta is None else {"beta": opened.beta})}
+    head["data"] = {"path": opened.data, "kind": opened.kind, "pairs": len(opened.examples), "prompts": len(prompts)}
+    return head
+
+
+def _sources(opened: Opened, name: str) -> Sequence[str | None]:
+    """Where each example comes from: what a field of its row says, else its file, if there are several."""
+    rows = opened.rows()
+    if any(isinstance(row.get(name), str | int) for row in rows):
+        return [str(value) if isinstance(value := row.get(name), str | int) else None for row in rows]
+    return [record.where.source for record in opened.records()]
+
+
+def _check(
+    prompts: int, samples: int, temperature: float, max_new_tokens: int | None, batch_size: int, seed: int
+) -> None:
+    for name, value, fits, expected in (
+        ("prompts", prompts, prompts >= 0, "0 (no answers) or more"),
+        ("samples_per_prompt", samples, samples >= 1, "at least 1"),
+        ("temperature", temperature, 0 <= temperature < float("inf"), "0 (greedy) or more"),
+        ("max_new_tokens", max_new_tokens, max_new_tokens is None or max_new_tokens >= 1, "at least 1"),
+        ("batch_size", batch_size, batch_size >= 1, "at least 1"),
+        ("seed", seed, seed >= 0, "a whole number of at least 0"),
+    ):
+        if not fits:
+            raise PreftuneError(f"{name} is {value}, but it must be {expected}")

@@ -1,0 +1,102 @@
+"""A reward model as a judge: a run of `bradley_terry`, or any sequence classifier of one label."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from preftune.data.examples import Example
+from preftune.data.fields import Unfit, read_text_or_turns
+from preftune.data.packing import pad
+from preftune.data.records import Demonstration, Text, Where
+from preftune.data.rendering import Renderer, RenderingConfig
+from preftune.errors import PreftuneError
+from preftune.evaluation.judges.base import Comparison, ScoringJudge, digest
+from preftune.evaluation.models import MODEL, find, load_policy
+from preftune.files import hash_file
+from preftune.policy.loading import positions
+from preftune.policy.policy import PolicyModule, rewards
+
+BATCH = 16  # answers scored at a time
+
+
+class RewardModel(ScoringJudge):
+    """Scores an answer by the scalar head, at the token that ends it, as in training.
+
+    Args:
+        name: as on the command line.
+        path: a run folder, or a folder or hub id of a sequence classifier with one label.
+
+    Raises:
+        PreftuneError: if there is no such model.
+    """
+
+    def __init__(self, name: str, path: str) -> None:
+        named = find(path)
+        if not named.is_reward_model:
+            raise PreftuneError(
+                f"{path} is no reward model: name a run of bradley_terry, or a folder of a sequence classifier with "
+                "one label"
+            )
+        loaded = load_policy(named)
+        if not hasattr(loaded.lm, "score"):
+            raise PreftuneError(
+                f"{path} is {type(loaded.lm).__name__}, expected a sequence classifier on a causal model, whose scalar "
+                "head is called score"
+            )
+        rendering = named.config.data.rendering
+        if named.run is None and loaded.tokenizer.chat_template is not None:
+            rendering = RenderingConfig(text_as_chat=True)  # what such models are trained on
+        self.name = name
+        weights = Path(path) if named.run is None else named.run / MODEL
+        self.fingerprint = digest("reward", path, *map(hash_file, sorted(weights.glob("*.safetensors"))), rendering)
+        self.renderer = Renderer(loaded.tokenizer, rendering.model_copy(update={"max_length": None}))
+        self.longest = positions(loaded.lm)
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.policy = PolicyModule(loaded.lm.to(self.device).eval(), "padded")
+        self.pad_id = loaded.tokenizer.pad_token_id or 0
+
+    def scores(self, answers: Sequence[tuple[Comparison, str]]) -> Sequence[float | None]:  # noqa: D102
+        examples = [self._example(comparison, text, i) for i, (comparison, text) in enumerate(answers)]
+        # like lengths go together, so that little is padded
+        order = sorted(range(len(examples)), key=lambda i: -_length(examples[i]))
+        found = [0.0] * len(examples)
+        waiting: Iterator[int] = iter(order)
+        with torch.no_grad():
+            while batch := list(islice(waiting, BATCH)):
+                packed = pad([examples[i] for i in batch], self.pad_id).to(self.device)
+                values: Any = rewards(self.policy, packed).reward_R
+                for i, value in zip(batch, values.tolist(), strict=True):
+                    found[i] = value
+        return found
+
+    def _example(self, comparison: Comparison, text: str, number: int) -> Example:
+        record = Demonstration(conversation(comparison), text, Where(comparison.key, number))
+        try:
+            example = self.renderer.example(record)
+        except PreftuneError as error:
+            raise PreftuneError(f"judge {self.name} cannot read {comparison.key}: {error}") from None
+        if not isinstance(example, Example):
+            raise PreftuneError(f"judge {self.name} cannot read {comparison.key}: {example.reason}")
+        if self.longest is not None and _length(example) > self.longest:
+            raise PreftuneError(
+                f"judge {self.name} reads {self.longest} tokens, but {comparison.key} has {_length(example)}: leave it "
+                "out"
+            )
+        return example
+
+
+def conversation(comparison: Comparison) -> Text:
+    """The prompt as the data has it: in turns, where it has turns."""
+    try:
+        return read_text_or_turns(comparison.row["prompt"], "prompt")
+    except (KeyError, Unfit):
+        return comparison.prompt
+
+
+def _length(example: Example) -> int:
+    return len(example.prompt) + len(example.responses[0].ids)

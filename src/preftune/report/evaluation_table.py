@@ -1,0 +1,98 @@
+"""What an evaluation came to, in a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+ACCURACIES = (
+    ("accuracy", "preference accuracy"),
+    ("policy_accuracy", "accuracy of its own log-probs"),
+    ("order_accuracy", "couples in order"),
+)
+ANSWERS = (
+    ("mean_length", "length, tokens", "{:.1f}"),
+    ("end_rate", "end rate", "{:.3f}"),
+    ("repetition", "repetition", "{:.3f}"),
+    ("distinct_1", "distinct-1", "{:.3f}"),
+    ("distinct_2", "distinct-2", "{:.3f}"),
+)
+
+
+def show_evaluation(figures: Mapping[str, Any], console: Console | None = None) -> None:
+    """Print the figures of evaluation.json as tables."""
+    console = console or Console()
+    data = figures["data"]
+    against = f" against {figures['against']}" if "against" in figures else ""
+    what = {"pairs": "pairs"}.get(data["kind"], data["kind"])
+    head = f"{figures['model']}{against}: {data['pairs']} {what} on {data['prompts']} prompts of {data['path']}"
+    console.print(head, markup=False, highlight=False, soft_wrap=True)
+    if "pairs" in figures:
+        console.print(_pairs(figures))
+    for key, name in (("by_length", "bucket"), ("by_source", "source")):
+        if figures.get(key):
+            console.print(_slices(figures[key], name, "length" if name == "bucket" else "source"))
+    if "generation" in figures:
+        _show_answers(console, figures["generation"])
+
+
+def _pairs(figures: Mapping[str, Any]) -> Table:
+    table = Table("held out", "", "95% interval")
+    pairs = figures["pairs"]
+    for key, label in ACCURACIES:
+        _add(table, label, pairs, key, "{:.3f}")
+    for name, label in (("longer", "baseline: the longer one"), ("reference", "baseline: the reference's log-probs")):
+        if name in figures.get("baselines", {}):
+            _add(table, label, figures["baselines"][name], "accuracy", "{:.3f}")
+    _add(table, "margin", pairs, "margin", "{:+.3f}")
+    _add(table, "delta, nats", pairs, "delta", "{:+.3f}")
+    if "calibration" in figures:
+        found = figures["calibration"]
+        _add(table, "calibration error", found, "ece", "{:.3f}")
+        _add(table, "  with a fitted temperature", found, "ece_with_temperature", "{:.3f}")
+        _add(table, "  temperature", found, "temperature", "{:.3g}")
+    return table
+
+
+def _slices(rows: Sequence[Mapping[str, Any]], key: str, title: str) -> Table:
+    table = Table(f"by {title}", "pairs", "accuracy", "95% interval", "margin")
+    for row in rows:
+        margin = f"{row['margin']:+.3f}" if "margin" in row else ""
+        low, high = row["accuracy_ci95"]
+        table.add_row(
+            escape(str(row[key])), str(row["pairs"]), f"{row['accuracy']:.3f}", f"{low:.3f} to {high:.3f}", margin
+        )
+    return table
+
+
+def _show_answers(console: Console, figures: Mapping[str, Any]) -> None:
+    sides = [side for side in ("policy", "against") if side in figures]
+    answers = figures["prompts"] * figures["samples_per_prompt"]
+    table = Table(f"{answers} answers, temperature {figures['temperature']:g}", *sides)
+    for key, label, form in ANSWERS:
+        table.add_row(label, *(_with_interval(figures[side], key, form) for side in sides))
+    console.print(table)
+    if "kl" in figures:
+        found = figures["kl"]
+        told = []
+        for key, label in (("per_response", "nats per response"), ("per_token", "per token")):
+            error = found.get(f"{key}_se")
+            told.append(f"{found[key]:.4g} {label}" + ("" if error is None else f" (standard error {error:.2g})"))
+        console.print(f"KL to the reference: {', '.join(told)}", highlight=False)
+
+
+def _add(table: Table, label: str, values: Mapping[str, Any], key: str, form: str) -> None:
+    if values.get(key) is not None:
+        interval = values.get(f"{key}_ci95")
+        shown = "" if interval is None else " to ".join(form.format(bound) for bound in interval)
+        table.add_row(label, form.format(values[key]), shown)
+
+
+def _with_interval(values: Mapping[str, Any], key: str, form: str) -> str:
+    interval = values.get(f"{key}_ci95")
+    shown = "" if interval is None else f" ({' to '.join(form.format(bound) for bound in interval)})"
+    return form.format(values[key]) + shown

@@ -1,0 +1,60 @@
+"""The command `preftune serve`: a run or a model -> a server, until Ctrl-C."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from contextlib import nullcontext
+
+import torch
+
+from preftune.errors import PreftuneError
+from preftune.evaluation.models import find, load_policy
+from preftune.policy.loading import positions
+from preftune.serving.server import Server
+from preftune.serving.writer import Model
+
+
+def serve(path: str, *, host: str, port: int, name: str | None, say: Callable[[str], object]) -> None:
+    """Serve a model until Ctrl-C or SIGTERM.
+
+    Args:
+        path: run folder, folder, hub id or "sandbox".
+        host: address to listen on.
+        port: port; 0: any that is free.
+        name: what clients call the model; None: `path`.
+        say: told where it listens, once it does.
+
+    Raises:
+        PreftuneError: if the model cannot be opened, or the port is taken.
+    """
+    server = Server(open_model(path, name), host, port)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        say(f"{server.url} serves {server.model.name}; Ctrl-C ends it")
+        server.run()
+    except KeyboardInterrupt:
+        say("stopped")
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        server.close()
+
+
+def open_model(path: str, name: str | None = None) -> Model:
+    """A model as the server takes it.
+
+    Raises:
+        PreftuneError: if it cannot be opened.
+    """
+    named = find(path)
+    if named.is_reward_model:
+        raise PreftuneError(f"{path} is a reward model, which writes nothing: name a language model")
+    loaded = load_policy(named)
+    lm = loaded.lm.to("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
+    return Model(
+        name=name or path,
+        generating=lambda: nullcontext(lm),
+        tokenizer=loaded.tokenizer,
+        rendering=named.config.data.rendering,
+        context=positions(lm),
+    )

@@ -1,0 +1,212 @@
+"""The one thread that a served model computes in: requests wait in line, and greedy ones are answered together."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+
+import numpy as np
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from preftune.data.examples import Example, Ids
+from preftune.data.records import Demonstration, Text, Where
+from preftune.data.rendering import Renderer, RenderingConfig
+from preftune.errors import PreftuneError
+from preftune.evaluation.sampling import Sampled, sample
+from preftune.serving.asked import CHAT_TOKENS, Asked, RequestError
+
+TOGETHER = 32  # greedy requests answered in one batch
+WAIT = 0.2  # seconds between two looks at whether to stop
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One answer.
+
+    Attributes:
+        text: without the end token, or the stop text and what follows it.
+        ended: False if it was cut at its longest.
+        tokens: tokens that were written for it.
+    """
+
+    text: str
+    ended: bool
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Written:
+    """The answers to a request, those to one prompt side by side, and the tokens of its prompts."""
+
+    choices: tuple[Choice, ...]
+    prompt_tokens: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """A language model to be served.
+
+    Attributes:
+        name: what clients call it.
+        generating: gives the model, ready to be sampled from.
+        tokenizer: its own.
+        rendering: how conversations become tokens.
+        context: most tokens that it reads; None: any number.
+    """
+
+    name: str
+    generating: Callable[[], AbstractContextManager[nn.Module]]
+    tokenizer: PreTrainedTokenizerBase
+    rendering: RenderingConfig
+    context: int | None
+
+
+@dataclass
+class _Job:
+    asked: Asked
+    done: threading.Event = field(default_factory=threading.Event)
+    written: Written | None = None
+    error: Exception | None = None
+
+
+class Writer:
+    """Answers requests in a thread of its own, until it is closed.
+
+    Args:
+        model: what answers.
+    """
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        # as in training, but whole: a prompt that does not fit is refused and not cut
+        rendering = model.rendering.model_copy(update={"max_length": None})
+        self.renderer = Renderer(model.tokenizer, rendering)
+        self._jobs: queue.Queue[_Job] = queue.Queue()
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="writer", daemon=True)
+        self._thread.start()
+
+    def write(self, asked: Asked) -> Written:
+        """Wait for the answers to a request.
+
+        Raises:
+            RequestError: if it cannot be answered.
+        """
+        job = _Job(asked)
+        self._jobs.put(job)
+        while not job.done.wait(WAIT):
+            if self._closing.is_set():
+                raise RequestError(503, "the server is stopping")
+        if job.written is None:
+            raise job.error or RequestError(500, "nothing was written")
+        return job.written
+
+    def close(self) -> None:
+        """Stop after the batch under way."""
+        self._closing.set()
+        self._thread.join()
+
+    def _work(self) -> None:
+        while not self._closing.is_set():
+            try:
+                jobs = [self._jobs.get(timeout=WAIT)]
+            except queue.Empty:
+                continue
+            later: list[_Job] = []
+            while jobs[0].asked.temperature == 0 and len(jobs) < TOGETHER:
+                try:
+                    job = self._jobs.get_nowait()
+                except queue.Empty:
+                    break
+                (jobs if job.asked.temperature == 0 else later).append(job)
+            self._answer(jobs)
+            for job in later:  # drawn from a stream of their own, which is one for all of a batch
+                self._answer([job])
+
+    def _answer(self, jobs: Sequence[_Job]) -> None:
+        try:
+            self._write(jobs)
+        except Exception as error:  # whatever it is, who asked must hear of it, and the next ones be answered
+            if len(jobs) > 1:
+                for job in jobs:
+                    self._answer([job])
+                return
+            known = isinstance(error, RequestError)
+            jobs[0].error = error if known else RequestError(500, f"{type(error).__name__}: {error}")
+        for job in jobs:
+            job.done.set()
+
+    def _write(self, jobs: Sequence[_Job]) -> None:
+        prompts = [[self._ids(prompt) for prompt in job.asked.prompts] for job in jobs]
+        longest = [self._longest(job.asked, ids) for job, ids in zip(jobs, prompts, strict=True)]
+        first, ends = jobs[0].asked, self.end_ids
+        copies = 1 if first.temperature == 0 else first.n
+        with self.model.generating() as lm:
+            found = sample(
+                lm,
+                [ids for own in prompts for ids in own],
+                max_new_tokens=max(longest),
+                temperature=first.temperature,
+                top_p=first.top_p,
+                samples_per_prompt=copies,
+                seed=first.seed,
+                end_ids=ends,
+                pad_id=ends[0],
+            )
+        answers = iter(found)
+        for job, own, most in zip(jobs, prompts, longest, strict=True):
+            choices: list[Choice] = []
+            for ids in own:
+                drawn = [self._choice(ids, next(answers), most, job.asked.stop) for _ in range(copies)]
+                choices += drawn * job.asked.n if copies == 1 else drawn
+            job.written = Written(tuple(choices), sum(len(ids) for ids in own))
+
+    @property
+    def end_ids(self) -> list[int]:
+        """Tokens that end an answer."""
+        return sorted(self.renderer.end_ids)
+
+    def _ids(self, prompt: Text) -> Ids:
+        """The prompt as the model was trained to read it."""
+        try:
+            # a stand-in for the answer: what is rendered in training is a whole example
+            example = self.renderer.example(Demonstration(prompt, " .", Where("request", 0)))
+        except PreftuneError as error:
+            raise RequestError(400, str(error)) from None
+        if not isinstance(example, Example):
+            raise RequestError(400, example.reason)
+        return example.prompt
+
+    def _longest(self, asked: Asked, prompts: Sequence[Ids]) -> int:
+        """Tokens at which answers are cut."""
+        most = CHAT_TOKENS if asked.max_tokens is None else asked.max_tokens
+        context, read = self.model.context, max(len(ids) for ids in prompts)
+        if context is None:
+            return most
+        room = context - read
+        if room < 1 or (asked.max_tokens is not None and most > room):
+            raise RequestError(
+                400,
+                f"the prompt has {read} tokens and the answer may have {most}, but the model reads {context} in "
+                "all: shorten the prompt, or lower max_tokens",
+                "max_tokens",
+                "context_length_exceeded",
+            )
+        return min(most, room)
+
+    def _choice(self, prompt: Ids, sampled: Sampled, most: int, stop: Sequence[str]) -> Choice:
+        ids, ended = sampled.ids[:most], sampled.ended and len(sampled.ids) <= most
+        text = self._text(prompt, ids)
+        at = min((place for each in stop if (place := text.find(each)) >= 0), default=-1)
+        return Choice(text if at < 0 else text[:at], ended or at >= 0, len(ids))
+
+    def _text(self, prompt: Ids, ids: Ids) -> str:
+        """The answer's text, with the space that some tokenizers drop at the start of a text."""
+        options = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
+        before = str(self.model.tokenizer.decode(prompt, **options))
+        whole = str(self.model.tokenizer.decode(np.concatenate([prompt, ids]), **options))
+        return whole[len(before) :] if whole.startswith(before) else str(self.model.tokenizer.decode(ids, **options))
