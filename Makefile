@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint types check bench fuzz soak study-ipo-bandits docs-objectives docs-reliability wheel clean
+.PHONY: demo test lint types check bench fuzz soak study-ipo-bandits docs-objectives docs-reliability docs-training-doctor wheel clean
 
 demo: $(VENV)/.installed
 	$(BIN)/preftune demo --out runs/demo
@@ -40,6 +40,9 @@ fuzz: $(VENV)/.dev
 
 docs-reliability: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python scripts/reliability.py
+
+docs-training-doctor: $(VENV)/.installed
+	$(BIN)/python scripts/training_doctor.py
 
 wheel: $(VENV)/.dev
 	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .

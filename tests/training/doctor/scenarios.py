@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -201,45 +201,84 @@ def noisy(noise: float) -> dict[str, Callable[[int], Any]]:
 
 
 DPO = {"name": "dpo", "beta": 0.3}
-FAST: Blocks = {"optim": {"learning_rate": 1e-2}}
+SOFT = {"name": "dpo", "beta": 0.1}
+FEW: dict[str, Callable[[int], Any]] = {
+    "rows": lambda seed: world(64, seed),
+    "held_out": lambda seed: world(64, seed + 1000, apart=True),
+}
 CUT: Blocks = {
     "data": {"rendering": {"max_length": 22, "truncate": "response_end"}},
     "optim": {"learning_rate": 4e-3},
 }
 KEEN: Blocks = {"optim": {"learning_rate": 4e-3}, "train": {"epochs": 4}}
+ALIKE: Blocks = {"optim": {"learning_rate": 4e-3}, "train": {"epochs": 2}}
 
 SICK = {
-    "displacement": Scenario(
-        "likelihood_displacement",
-        {"name": "dpo", "beta": 0.1},
-        **both(swapped_words, 768),
-        blocks={"optim": {"learning_rate": 4e-3}, "train": {"epochs": 2}},
+    "likelihood displacement": Scenario("likelihood_displacement", SOFT, **both(swapped_words, 768), blocks=ALIKE),
+    "length exploitation": Scenario(
+        "length_exploitation", SOFT, **both(longer, 1024), blocks={"optim": {"learning_rate": 3e-3}}
     ),
-    "length": Scenario(
-        "length_exploitation",
-        {"name": "dpo", "beta": 0.1},
-        **both(longer, 1024),
-        blocks={"optim": {"learning_rate": 3e-3}},
-    ),
-    "saturation": Scenario("margin_saturation", {"name": "dpo", "beta": 2.0}, **both(marked, 1024)),
+    "margin saturation": Scenario("margin_saturation", {"name": "dpo", "beta": 2.0}, **both(marked, 1024)),
     "overfitting": Scenario(
         "overfitting",
         DPO,
         rows=lambda seed: world(96, seed, 0.3),
-        blocks={"train": {"epochs": 24}, "batch": {"size": 32}},
+        blocks={"train": {"epochs": 16}, "batch": {"size": 32}},
     ),
-    "kl": Scenario("kl_blow_up", {"name": "dpo", "beta": 0.02}, blocks=FAST),
-    "reference": Scenario("dead_reference", DPO, model=SharedWeights, blocks={"train": {"epochs": 2}}),
-    "beta too small": Scenario("mis_set_beta", {"name": "dpo", "beta": 0.001}),
-    "beta too large": Scenario("mis_set_beta", {"name": "ipo", "tau": 2.0}),
-    "noise": Scenario("noisy_labels", DPO, **noisy(0.5)),
-    "bf16": Scenario(
-        "untrained_parameters", DPO, blocks={"model": {"dtype": "bf16"}, "optim": {"learning_rate": 1e-6}}
+    "KL blow-up": Scenario("kl_blow_up", {"name": "dpo", "beta": 0.02}, blocks={"optim": {"learning_rate": 1e-2}}),
+    "dead reference": Scenario("dead_reference", DPO, model=SharedWeights, blocks={"train": {"epochs": 2}}),
+    "beta too small": Scenario("mis_set_beta", {"name": "dpo", "beta": 0.001}, **FEW),
+    "beta too large": Scenario("mis_set_beta", {"name": "ipo", "tau": 2.0}, **FEW),
+    "noisy labels": Scenario("noisy_labels", DPO, **noisy(0.5)),
+    "rounded away": Scenario(
+        "untrained_parameters",
+        DPO,
+        blocks={"model": {"dtype": "bf16"}, "optim": {"learning_rate": 1e-6}, "batch": {"size": 128}},
     ),
-    "frozen": Scenario("frozen_parameters", DPO, model=partly_frozen),
-    "template": Scenario("template_mismatch", DPO, **both(wrapped, 128)),
-    "foreign": Scenario("foreign_responses", DPO, **both(shuffled, 128)),
-    "no stop": Scenario("no_stop", {"name": "dpo", "beta": 0.1}, **both(longer, 1024), blocks=CUT),
+    "frozen layer": Scenario("frozen_parameters", DPO, **FEW, model=partly_frozen),
+    "wrong template": Scenario("template_mismatch", DPO, **both(wrapped, 128)),
+    "words of another": Scenario("foreign_responses", DPO, **both(shuffled, 128)),
+    "ends cut off": Scenario("no_stop", SOFT, **both(longer, 1024), blocks=CUT),
     "repetition": Scenario("repetition", {"name": "orpo"}, **both(again, 256), blocks=KEEN),
-    "collapse": Scenario("collapse", {"name": "orpo"}, **both(same_answer, 256), blocks=KEEN),
+    "one answer": Scenario("collapse", {"name": "orpo"}, **both(same_answer, 256), blocks=KEEN),
 }
+
+# What is changed where a rule must not fire any more; other rules may.
+CURED = {
+    "likelihood displacement": replace(
+        SICK["likelihood displacement"], objective={"name": "dpop", "beta": 0.1, "lam": 5.0}
+    ),
+    "length exploitation": replace(SICK["length exploitation"], rows=lambda seed: world(1024, seed)),
+    "margin saturation": replace(SICK["margin saturation"], rows=lambda seed: world(512, seed)),
+    "overfitting": replace(SICK["overfitting"], blocks={"train": {"epochs": 1}, "batch": {"size": 32}}),
+    "KL blow-up": replace(SICK["KL blow-up"], objective=DPO, blocks={}),
+    "dead reference": replace(SICK["dead reference"], model=OwnWeights),
+    "beta too small": replace(SICK["beta too small"], objective=DPO),
+    "beta too large": replace(SICK["beta too large"], objective={"name": "ipo", "tau": 0.1}),
+    "noisy labels": replace(SICK["noisy labels"], **noisy(0.0)),
+    "rounded away": replace(SICK["rounded away"], blocks={"optim": {"learning_rate": 1e-6}, "batch": {"size": 128}}),
+    "frozen layer": replace(SICK["frozen layer"], model=base_model),
+    "wrong template": replace(SICK["wrong template"], **FEW),
+    "words of another": replace(SICK["words of another"], **FEW),
+    "ends cut off": replace(SICK["ends cut off"], blocks={"optim": {"learning_rate": 2e-3}}),
+    "repetition": replace(SICK["repetition"], **both(rows, 256)),
+    "one answer": replace(SICK["one answer"], **both(rows, 256)),
+}
+
+# Sensible settings of the objectives most used, about those of the demo; the first of each is what the tests run.
+HEALTHY: dict[str, list[tuple[dict[str, Any], float]]] = {
+    "dpo": [({"beta": beta}, rate) for beta in (0.3, 0.1, 0.5) for rate in (2e-3, 1e-3)],
+    "ipo": [({"tau": tau}, rate) for tau in (0.1, 0.05, 0.3) for rate in (2e-3, 1e-3)],
+    "kto": [({"beta": beta}, rate) for beta in (0.3, 0.1, 0.5) for rate in (2e-3, 1e-3)],
+    "simpo": [({"beta": beta}, rate) for beta in (2.0, 5.0) for rate in (2e-3, 1e-3)],
+    "orpo": [({"lam": weight}, rate) for weight in (0.5, 0.1) for rate in (2e-3, 1e-3)],
+}
+
+
+def healthy(name: str, fields: dict[str, Any], rate: float, count: int = 1024) -> Scenario:
+    """A run of one of these."""
+    made: dict[str, Callable[[int], Any]] = {
+        "rows": lambda seed: world(count, seed),
+        "held_out": lambda seed: world(256, seed + 1000, apart=True),
+    }
+    return Scenario("", {"name": name, **fields}, **made, blocks={"optim": {"learning_rate": rate}})

@@ -125,7 +125,7 @@ RULES = (
     Rule(
         name="dead_reference",
         severity="warning",
-        needs=("delta",),
+        needs=("delta", "delta_sd", "chosen_reward"),
         threshold=f"{WAIT} steps after warmup, delta, its spread and the rewards are below {STILL:g} nats: rounding",
         explanation=(
             "Policy and reference still say the same of every response. Either the policy does not move, or the "
