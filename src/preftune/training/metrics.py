@@ -10,7 +10,7 @@ Per pair, in nats unless said otherwise, log-probs of whole responses:
 Means are over examples; log-probs per token are over tokens. What an objective tells of itself (a baseline, a
 temperature of the batch) is logged under the name that it gives.
 
-    delta_length_correlation   Pearson's, over pairs, of delta with the tokens of chosen less those of rejected
+    delta_length_correlation   Pearson's, over held-out pairs, of delta with the tokens of chosen less those of rejected
 
 Of answers that the policy writes to fixed prompts (`doctor.answers` of them, at each evaluation):
     sample_length   tokens, end token included, on average
@@ -142,7 +142,6 @@ def summarise(values: Table) -> dict[str, float]:
         if (scores := _scores(values, key)) is not None:
             summary[name] = float(scores.mean())
     summary |= _difference(values, "delta", "ratio")
-    summary |= _length_correlation(values)
     if all(f"{name}_reward" in summary for name in SIDES):
         summary |= _difference(values, "margin", "reward")
     for name in values:
@@ -168,6 +167,7 @@ def held_out(values: Table, start: Table, prompts: Sequence[Hashable]) -> dict[s
         if "logp" in side:
             change = side["logp"].sum() - first["logp"].sum()
             summary[f"{name}_logp_per_token_change"] = float(change / side["length"].sum())
+    summary |= _length_correlation(values)
     for name, key in (("policy_accuracy", "logp"), ("preference_accuracy", _compared(values))):
         if (scores := _scores(values, key)) is None:
             continue

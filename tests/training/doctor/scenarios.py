@@ -218,12 +218,17 @@ SICK = {
     "length exploitation": Scenario(
         "length_exploitation", SOFT, **both(longer, 1024), blocks={"optim": {"learning_rate": 3e-3}}
     ),
-    "margin saturation": Scenario("margin_saturation", {"name": "dpo", "beta": 2.0}, **both(marked, 1024)),
+    "margin saturation": Scenario(
+        "margin_saturation",
+        {"name": "dpo", "beta": 2.0},
+        **both(marked, 1024),
+        blocks={"optim": {"learning_rate": 4e-3}},
+    ),
     "overfitting": Scenario(
         "overfitting",
         DPO,
         rows=lambda seed: world(96, seed, 0.3),
-        blocks={"train": {"epochs": 16}, "batch": {"size": 32}},
+        blocks={"train": {"epochs": 20}, "batch": {"size": 32}, "optim": {"learning_rate": 3e-3}},
     ),
     "KL blow-up": Scenario("kl_blow_up", {"name": "dpo", "beta": 0.02}, blocks={"optim": {"learning_rate": 1e-2}}),
     "dead reference": Scenario("dead_reference", DPO, model=SharedWeights, blocks={"train": {"epochs": 2}}),
@@ -248,9 +253,9 @@ CURED = {
     "likelihood displacement": replace(
         SICK["likelihood displacement"], objective={"name": "dpop", "beta": 0.1, "lam": 5.0}
     ),
-    "length exploitation": replace(SICK["length exploitation"], rows=lambda seed: world(1024, seed)),
-    "margin saturation": replace(SICK["margin saturation"], rows=lambda seed: world(512, seed)),
-    "overfitting": replace(SICK["overfitting"], blocks={"train": {"epochs": 1}, "batch": {"size": 32}}),
+    "length exploitation": replace(SICK["length exploitation"], **both(rows, 512)),
+    "margin saturation": replace(SICK["margin saturation"], **both(rows, 512)),
+    "overfitting": replace(SICK["overfitting"], blocks={"batch": {"size": 32}}),
     "KL blow-up": replace(SICK["KL blow-up"], objective=DPO, blocks={}),
     "dead reference": replace(SICK["dead reference"], model=OwnWeights),
     "beta too small": replace(SICK["beta too small"], objective=DPO),
@@ -267,11 +272,11 @@ CURED = {
 
 # Sensible settings of the objectives most used, about those of the demo; the first of each is what the tests run.
 HEALTHY: dict[str, list[tuple[dict[str, Any], float]]] = {
-    "dpo": [({"beta": beta}, rate) for beta in (0.3, 0.1, 0.5) for rate in (2e-3, 1e-3)],
-    "ipo": [({"tau": tau}, rate) for tau in (0.1, 0.05, 0.3) for rate in (2e-3, 1e-3)],
-    "kto": [({"beta": beta}, rate) for beta in (0.3, 0.1, 0.5) for rate in (2e-3, 1e-3)],
-    "simpo": [({"beta": beta}, rate) for beta in (2.0, 5.0) for rate in (2e-3, 1e-3)],
-    "orpo": [({"lam": weight}, rate) for weight in (0.5, 0.1) for rate in (2e-3, 1e-3)],
+    "dpo": [({"beta": 0.3}, 2e-3), ({"beta": 0.1}, 2e-3), ({"beta": 0.5}, 2e-3), ({"beta": 0.3}, 1e-3)],
+    "ipo": [({"tau": 0.1}, 2e-3), ({"tau": 0.05}, 2e-3), ({"tau": 0.3}, 2e-3), ({"tau": 0.1}, 1e-3)],
+    "kto": [({"beta": 0.3}, 2e-3), ({"beta": 0.1}, 2e-3), ({"beta": 0.5}, 2e-3), ({"beta": 0.3}, 1e-3)],
+    "simpo": [({"beta": 2.0}, 1e-3), ({"beta": 2.0}, 2e-3), ({"beta": 5.0}, 1e-3)],
+    "orpo": [({"lam": 0.5}, 1e-3), ({"lam": 0.5}, 2e-3), ({"lam": 0.1}, 1e-3)],
 }
 
 

@@ -94,7 +94,7 @@ EDGES: dict[str, list[tuple[dict[str, Any], dict[str, Any]]]] = {
             {"start": {"chosen_logp_per_token": -9.0, "chosen_first_logp": -9.0}},
         ),
     ],
-    "kl_blow_up": [({"end": {"sample_kl_per_token": 1.1}}, {"end": {"sample_kl_per_token": 0.9}})],
+    "kl_blow_up": [({"end": {"sample_kl_per_token": 0.51}}, {"end": {"sample_kl_per_token": 0.49}})],
     "margin_saturation": [({"late": {"gradient_norm": 0.04}}, {"late": {"gradient_norm": 0.06}})],
     "untrained_parameters": [
         (
@@ -173,6 +173,10 @@ EDGES: dict[str, list[tuple[dict[str, Any], dict[str, Any]]]] = {
             {"late": {"preference_accuracy": 0.9}, "end": {"loss": 0.62}},
             {"late": {"preference_accuracy": 0.8}, "end": {"loss": 0.62}},
         ),
+        (
+            {"late": {"preference_accuracy": 0.9}, "end": {"loss": 0.62}},
+            {"late": {"preference_accuracy": 0.9, "epoch": 1.0}, "end": {"loss": 0.62}},
+        ),
     ],
     "noisy_labels": [
         (
@@ -197,7 +201,7 @@ def record(change: dict[str, Any]) -> Record:
     made.add({"kind": "eval", "step": 0, **START, **change.get("start", {})})
     for step in range(1, 41):
         late = change.get("late", {}) if step > 35 else {}
-        made.add({"kind": "train", "step": step, **TRAIN, **late})
+        made.add({"kind": "train", "step": step, "epoch": step / 20, **TRAIN, **late})
         if step == 20:
             made.add({"kind": "eval", "step": step, **END})
     made.add({"kind": "eval", "step": 40, **END, **change.get("end", {})})

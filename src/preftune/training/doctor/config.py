@@ -26,7 +26,7 @@ class DoctorConfig(BaseModel):
         32, ge=0, description="answers sampled at each evaluation, for lengths, ends, repetition and KL; 0: none"
     )
     kl_per_token: float = Field(
-        1.0, ge=0, allow_inf_nan=False, description="nats per sampled token from the reference that are too many"
+        0.5, ge=0, allow_inf_nan=False, description="nats per sampled token from the reference that are too many"
     )
     chosen_fall: float = Field(
         0.1, ge=0, allow_inf_nan=False, description="nats per token that chosen responses may lose before it is said"

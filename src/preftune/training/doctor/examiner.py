@@ -114,7 +114,7 @@ class Examiner:
         Raises:
             PreftuneError: says which rule.
         """
-        reason = self.group.told(self.reasons[0].sentence().rstrip(".") if self.reasons else None)
+        reason = self.group.told(self.reasons[0].clause() if self.reasons else None)
         step, steps = self.trainer.position.step, self.trainer.schedule.steps
         if reason is None or step >= steps:
             return

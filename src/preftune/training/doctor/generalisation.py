@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from preftune.training.doctor.config import DoctorConfig
 
 GAP = 0.15  # of accuracy
+LINES = 5  # of training, over which accuracy is averaged
 LOSS_RISEN = 0.05  # of the lowest held-out loss
 RANDOM = 0.6  # accuracy
 SURE = 0.16  # width of its 95% interval: some 150 pairs
@@ -19,10 +20,10 @@ MOVED = 0.25  # nats, spread of delta, times the square root of a response's tok
 
 def overfitting(record: Record, config: DoctorConfig) -> Sign | None:
     """Training pairs are told apart far better than held-out ones, whose loss rises."""
-    trained, held_out = record.recent("preference_accuracy"), record.now("preference_accuracy")
-    trained = record.recent("policy_accuracy") if trained is None else trained
-    held_out = record.now("policy_accuracy") if record.recent("preference_accuracy") is None else held_out
-    loss = record.now("loss")
+    if not record.train or (number(record.train[-1], "epoch") or 0.0) <= 1:
+        return None  # until then, training pairs are as new as held-out ones
+    name = "policy_accuracy" if record.recent("preference_accuracy", LINES) is None else "preference_accuracy"
+    trained, held_out, loss = record.recent(name, LINES), record.now(name), record.now("loss")
     losses = [value for line in record.evals if (value := number(line, "loss")) is not None]
     if trained is None or held_out is None or loss is None or trained - held_out < GAP:
         return None
@@ -54,8 +55,8 @@ RULES = (
         severity="warning",
         needs=("preference_accuracy", "loss"),
         threshold=(
-            f"accuracy in training {GAP} above the held-out one, and the held-out loss {LOSS_RISEN:.0%} above its "
-            "lowest: within one epoch both stay together, because training pairs are new, too"
+            f"after the first epoch, in which training pairs are as new as held-out ones, accuracy in training {GAP} "
+            f"above the held-out one, and the held-out loss {LOSS_RISEN:.0%} above its lowest"
         ),
         explanation=(
             "The policy learns its training pairs by heart. What it gains there it loses on pairs that it has not seen."

@@ -71,8 +71,8 @@ RULES = (
         severity="warning",
         needs=("sample_kl_per_token",),
         threshold=(
-            "KL per sampled token above doctor.kl_per_token, 1 nat: each token is on average a choice that the "
-            "reference would have made once in three times; healthy runs stay below a fifth of it"
+            "KL per sampled token above doctor.kl_per_token, 0.5 nats, as if of each two tokens one were a choice that "
+            "the reference makes once in three times; healthy runs stay below a third of it"
         ),
         explanation=(
             "The policy's answers have moved far from the reference's. Beyond this the objective and its data say "

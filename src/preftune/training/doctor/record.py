@@ -156,10 +156,18 @@ class Finding:
         }
 
     def sentence(self) -> str:
-        """For a terminal."""
+        """For a terminal: what was found, and what to do."""
+        return f"{self.said}. {self.rule.remedy}"
+
+    def clause(self) -> str:
+        """The same as a part of a sentence."""
+        return f"{self.said} ({self.rule.remedy[0].lower()}{self.rule.remedy[1:].rstrip('.')})"
+
+    @property
+    def said(self) -> str:
+        """What was found."""
         named = f" (rows {', '.join(map(str, self.rows))})" if self.rows else ""
-        said = f"step {self.step}, {self.rule.severity}: {self.rule.title}: {self.sign.figure}{named}"
-        return f"{said}. {self.rule.remedy}"
+        return f"step {self.step}, {self.rule.severity}: {self.rule.title}: {self.sign.figure}{named}"
 
 
 def number(line: Line, key: str) -> float | None:
