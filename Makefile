@@ -3,7 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint types check bench fuzz soak study-ipo-bandits study-credit docs-objectives docs-reliability wheel clean
+.PHONY: demo test lint types check bench fuzz soak study-ipo-bandits study-credit docs-objectives docs-reliability
+.PHONY: docs-training-doctor screenshots wheel clean
 
 demo: $(VENV)/.installed
 	$(BIN)/preftune demo --out runs/demo
@@ -45,6 +46,9 @@ fuzz: $(VENV)/.dev
 
 docs-reliability: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python scripts/reliability.py
+
+docs-training-doctor: $(VENV)/.installed
+	$(BIN)/python scripts/training_doctor.py
 
 wheel: $(VENV)/.dev
 	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .

@@ -63,6 +63,7 @@ SCRATCH = (
 )
 CHAT = (*SCRATCH, "data.path={world}/chat.jsonl")
 LOOKS = ("data.held_out=0.25", "evaluate.samples=2", "evaluate.max_new_tokens=8")
+GROWS = ("data.path={world}/longer.jsonl", "optim.learning_rate=1e-2", "evaluate.max_new_tokens=40")
 SAVES = ("output.save_every=1",)
 
 
@@ -171,6 +172,12 @@ KEYS = {
     "output.keep_last": Case("1", "files", SAVES),
     "output.keep_best": Case("loss", "files", (*LOOKS, "evaluate.every=1")),
     "output.trackers": Case("[no-such-tracker]", "refused"),  # with one that is installed: tests/test_api.py
+    "doctor.off": Case("[kl_blow_up]", "metrics", (*LOOKS, "doctor.kl_per_token=0")),
+    "doctor.stop": Case("any", "refused", (*LOOKS, "doctor.kl_per_token=0", "train.max_steps=40", "evaluate.every=1")),
+    "doctor.answers": Case("8", "metrics", LOOKS),
+    "doctor.kl_per_token": Case("0", "metrics", LOOKS),
+    "doctor.chosen_fall": Case("0", "metrics", (*LOOKS, "optim.learning_rate=3e-3")),
+    "doctor.length_growth": Case("50", "metrics", (*LOOKS, *GROWS)),
     "seed": Case("1"),
 }
 
@@ -204,6 +211,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "{% for message in messages %}{{ message['role'] }}{{ '!' if loud else ':' }}\n{{ message['content'] }}"
         "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}assistant{{ '!' if loud else ':' }}\n{% endif %}"
     )
+    jsonl(path / "longer.jsonl", [{**row, "rejected": " I loved the plot."} for row in given[:24]])
     jsonl(path / "sick.jsonl", [*given[:24], *sick_rows(given[24])])
     jsonl(path / "held.jsonl", [{**given[25], "prompt": f"{LONG} And then?"}])
     jsonl(path / "skewed.jsonl", [skewed_row(row) for row in given * 2])

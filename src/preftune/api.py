@@ -33,7 +33,7 @@ from preftune.report.html import write as write_report
 from preftune.resuming import config_of, go_on, has_ended, start_hash
 from preftune.run import Run
 from preftune.training.engine import shards
-from preftune.training.held_out import fixed_prompts
+from preftune.training.held_out import fixed_prompts, prompts_wanted
 from preftune.training.processes import current, joined
 from preftune.training.run_folder import Onlooker, RunFolder
 from preftune.training.saving import model_card, save
@@ -297,7 +297,8 @@ def _blocks(config: str | Path | Mapping[str, Any] | None, settings: Mapping[str
 def _answers_that_fit(config: RunConfig, lm: nn.Module, examples: dataset.Examples) -> RunConfig:
     """The config, with sampled answers no longer than a table of positions allows."""
     end = loading.positions(lm)
-    prompts = fixed_prompts(examples.held_out, examples.train, config.evaluate.samples)
+    wanted = prompts_wanted(config.evaluate, config.doctor)
+    prompts = fixed_prompts(examples.held_out, examples.train, wanted)
     if end is None or not prompts:
         return config
     room = end - max(len(prompt) for prompt in prompts)

@@ -11,6 +11,7 @@ from preftune.objectives.registry import DEFAULT
 from preftune.policy.loading import ModelConfig
 from preftune.policy.reference import ReferenceConfig
 from preftune.training.batches import BatchConfig
+from preftune.training.doctor.config import DoctorConfig
 from preftune.training.held_out import EvaluateConfig
 from preftune.training.optim import OptimConfig
 from preftune.training.run_folder import OutputConfig
@@ -58,5 +59,6 @@ class RunConfig(BaseModel):
     optim: OptimConfig = Field(default_factory=OptimConfig)
     train: TrainConfig = Field(default_factory=TrainConfig)
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
+    doctor: DoctorConfig = Field(default_factory=DoctorConfig)
     output: OutputConfig = Field(default_factory=OutputConfig)
     seed: int = Field(0, ge=0, lt=2**63, description="of weights, data order, dropout and sampling")

@@ -35,6 +35,11 @@ FREE = (
     "data.workers",
     "optim.learning_rate",
     "optim.max_grad_norm",
+    "doctor.off",
+    "doctor.stop",
+    "doctor.kl_per_token",
+    "doctor.chosen_fall",
+    "doctor.length_growth",
 )
 # Keys that name a file or folder, for a run that goes on from another current folder.
 PATHS = (

@@ -67,6 +67,7 @@ def test_metrics_of_held_out_pairs_know_no_remainder(
         for key in line.keys() - {"kind", "chosen_reward_histogram", "rejected_reward_histogram"}:
             # at the start, nothing was trained; later, the weights themselves are rounded in another way
             slack = 2e-5 if key.startswith(SUMMED) else 1e-6 if line["step"] == 0 else 1e-5
+            slack = 1e-2 if key == "delta_length_correlation" else slack  # of deltas as small as their rounding
             assert other[key] == pytest.approx(line[key], rel=slack, abs=slack), (key, line["step"])
 
 

@@ -10,13 +10,17 @@ from pydantic import BaseModel, ConfigDict, Field
 from transformers import PreTrainedTokenizerBase
 
 from preftune.data.examples import Example
-from preftune.evaluation.sampling import sample
+from preftune.evaluation.sampling import Sampled, sample
 from preftune.policy.policy import PolicyModule
 from preftune.training import metrics
 from preftune.training.batches import SAMPLING, torch_seed
+from preftune.training.doctor.config import DoctorConfig
 from preftune.training.engine import used
 from preftune.training.scored import States
 from preftune.training.step import Micro, Step
+
+# Tokens, prompts included, of the answers that are written at a time: their keys and values lie in memory.
+ANSWERED_AT_ONCE = 16384
 
 
 class EvaluateConfig(BaseModel):
@@ -58,34 +62,40 @@ class HeldOut:
 
 def answers(
     policy: PolicyModule,
-    tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Sequence[int]],
+    each: int,
     config: EvaluateConfig,
     end_ids: Sequence[int],
+    pad_id: int,
     seed: int,
-) -> list[dict[str, Any]]:
-    """The policy's answer to each prompt, as text; the same random numbers every time."""
-    sampled = used(
+) -> list[Sampled]:
+    """The policy's answers to each prompt, those to one prompt side by side; the same random numbers every time, and
+    the first answer to a prompt whatever others there are."""
+    longest = max(len(prompt) for prompt in prompts) + config.max_new_tokens
+    return used(
         policy,
         lambda lm: sample(
             lm,
             prompts,
             max_new_tokens=config.max_new_tokens,
             temperature=config.temperature,
+            samples_per_prompt=each,
             seed=torch_seed(seed, SAMPLING),
             end_ids=end_ids,
-            pad_id=tokenizer.pad_token_id or 0,
+            batch_size=max(1, ANSWERED_AT_ONCE // longest),
+            pad_id=pad_id,
         ),
     )
-    return [
-        {
-            "prompt": tokenizer.decode(prompt, skip_special_tokens=False),
-            "response": tokenizer.decode(one.ids, skip_special_tokens=True),
-            "tokens": len(one.ids),
-            "ended": one.ended,
-        }
-        for prompt, one in zip(prompts, sampled, strict=True)
-    ]
+
+
+def as_text(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int], answer: Sampled) -> dict[str, Any]:
+    """A line of samples.jsonl."""
+    return {
+        "prompt": tokenizer.decode(prompt, skip_special_tokens=False),
+        "response": tokenizer.decode(answer.ids, skip_special_tokens=True),
+        "tokens": len(answer.ids),
+        "ended": answer.ended,
+    }
 
 
 def fixed_prompts(held_out: Sequence[Example], train: Sequence[Example], count: int) -> list[list[int]]:
@@ -96,3 +106,9 @@ def fixed_prompts(held_out: Sequence[Example], train: Sequence[Example], count: 
             break
         different.setdefault(tuple(int(i) for i in example.prompt))
     return [list(prompt) for prompt in different]
+
+
+def prompts_wanted(config: EvaluateConfig, doctor: DoctorConfig) -> int:
+    """How many prompts are answered at each evaluation: those whose answers are kept, and as many as give the doctor
+    two answers each."""
+    return max(config.samples, doctor.answers // 2) if config.samples else 0

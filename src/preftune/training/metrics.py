@@ -10,6 +10,23 @@ Per pair, in nats unless said otherwise, log-probs of whole responses:
 Means are over examples; log-probs per token are over tokens. What an objective tells of itself (a baseline, a
 temperature of the batch) is logged under the name that it gives.
 
+    delta_length_correlation   Pearson's, over held-out pairs, of delta with the tokens of chosen less those of rejected
+
+Of answers that the policy writes to fixed prompts (`doctor.answers` of them, at each evaluation):
+    sample_length   tokens, end token included, on average
+    sample_end_rate       share that reached an end token before `evaluate.max_new_tokens`
+    sample_repetition     share of an answer's 4-grams of tokens that stood in it before, over all answers
+    sample_distinct       different answers as a share of all
+    sample_logp_per_token   the policy's own log-prob of them, at temperature 1
+    sample_reference_logp_per_token   the reference's log-prob of them
+    sample_kl, sample_kl_per_token    policy's log-prob less the reference's, of a whole answer and of a token: at
+                          temperature 1 an unbiased estimate of KL(policy || reference) and its share for each token
+At the start, also of the first 64 good responses of the data beside these answers:
+    chosen_first_logp, chosen_last_logp, sample_first_logp, sample_last_logp   log-prob of the first and last token
+Of parameters, once all should have moved (three steps after warmup) and at the end:
+    untrained_share       share of all numbers that train in tensors none of whose entries (4,096 at most are compared)
+                          differs from its start; `untrained` names the first of them
+
 In unpaired data, chosen are the responses judged good and rejected those judged bad: delta and margin are differences
 of means, and accuracies are over all couples of a good and a bad response, whatever their prompts (the area under the
 ROC curve). In rankings, chosen is the best of each and rejected the worst; order_accuracy is the share of all strictly
@@ -149,6 +166,7 @@ def held_out(values: Table, start: Table, prompts: Sequence[Hashable]) -> dict[s
         if "logp" in side:
             change = side["logp"].sum() - first["logp"].sum()
             summary[f"{name}_logp_per_token_change"] = float(change / side["length"].sum())
+    summary |= _length_correlation(values)
     for name, key in (("policy_accuracy", "logp"), ("preference_accuracy", _compared(values))):
         if (scores := _scores(values, key)) is None:
             continue
@@ -211,6 +229,17 @@ def _difference(values: Table, name: str, key: str) -> dict[str, float]:
         f"{name}_sd": float(differences.std()),
         **{f"{name}_q{q}": float(value) for q, value in zip(QUANTILES, quantiles, strict=True)},
     }
+
+
+def _length_correlation(values: Table) -> dict[str, float]:
+    """How much of delta goes with the difference of lengths; in paired data of more than two pairs."""
+    chosen, rejected = (_side(values, side) for side in SIDES)
+    if "good" in values or not all("ratio" in side and "length" in side for side in (chosen, rejected)):
+        return {}
+    delta, gap = chosen["ratio"] - rejected["ratio"], chosen["length"] - rejected["length"]
+    if len(delta) < 3 or not delta.std() > TIE or not gap.std() > 0:
+        return {}
+    return {"delta_length_correlation": float(np.corrcoef(delta, gap)[0, 1])}
 
 
 def _extremes(batch: Batch) -> tuple[Tensor, Tensor]:

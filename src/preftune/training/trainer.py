@@ -28,6 +28,7 @@ from preftune.training import metrics
 from preftune.training.batches import Schedule, lengths
 from preftune.training.blueprint import Blueprint
 from preftune.training.credit import first_pairs, pair_credits
+from preftune.training.doctor.examiner import Examiner
 from preftune.training.engine import (
     COMPUTED,
     make_accelerator,
@@ -38,7 +39,7 @@ from preftune.training.engine import (
 )
 from preftune.training.feed import Feed
 from preftune.training.gate import ExplosionError, ExplosionGate, SpikeWatch, check_start
-from preftune.training.held_out import HeldOut, answers, fixed_prompts
+from preftune.training.held_out import HeldOut
 from preftune.training.keeper import Keeper
 from preftune.training.memory import foresee
 from preftune.training.optim import UNUSUAL_RATE, default_learning_rate, optimizer, rate_at
@@ -132,10 +133,10 @@ class Trainer:
         side = self.feed.side(examples.held_out)
         self.held_out = HeldOut(self.step, side, side.ordered) if len(side) else None
         self.keeper, self.started = Keeper(self, checkpoint), time.perf_counter()
-        self.writes = not self.policy.scores and hasattr(lm, "generate")
-        if config.evaluate.samples and not self.writes and not self.policy.scores:
+        if config.evaluate.samples and not hasattr(lm, "generate") and not self.policy.scores:
             self.messages.append(f"no samples are taken: {type(lm).__name__} has no method generate")
         self.keeper.check_best(side)
+        self.examiner = Examiner(self)
 
     def fit(self) -> dict[str, Any]:
         """Train. Returns the summary (without writing it).
@@ -172,6 +173,7 @@ class Trainer:
             "before": at.before,
             "after": after,
             **({"best": at.best} if at.best else {}),
+            "doctor": self.examiner.doctor.standing(),
             "memory": self.memory,
             "messages": [*self.messages, *at.notes],
         }
@@ -181,17 +183,18 @@ class Trainer:
         stops = self.keeper.stops
         stops.at_once()
         self._check_start()
-        prompts = fixed_prompts(self.examples.held_out, self.examples.train, self.config.evaluate.samples)
         if self.keeper.resumed is None:
-            self.position.before = self._look("start", prompts, 0)
+            self.position.before = self._look("start", 0)
         else:
             self.keeper.restore()
+            self.examiner.restore()
         self.keeper.ready = True
+        self.examiner.stop_if_asked()
         stops.step_by_step()
         with compiled(self.compiled) if self.compiled else nullcontext():
             self._loop()
         stops.at_once()
-        after = self._look("end", prompts, self.schedule.steps)
+        after = self._look("end", self.schedule.steps)
         pairs = first_pairs(self.examples.held_out, self.config.evaluate.credit)
         if pairs and self.step.reference is not None:
             self.folder.write_credit(pair_credits(self.step, self.feed, pairs, self.tokenizer))
@@ -287,17 +290,22 @@ class Trainer:
             self.look_at_values()
         improved = False
         if log_now:
-            line = self._line()
+            line = self.examiner.note_parameters(self._line())
             bar.show(line)
-            found = None if evaluate is None else evaluate.evaluate(self.states)
+            found = None
+            if evaluate is not None:
+                found = {**evaluate.evaluate(self.states), **self.examiner.look(texts=False)[0]}
             with self.keeper.stops.held():
                 at.seconds += line["seconds"]
                 self._log(line)
                 if found is not None:
                     self._log({"kind": "eval", "step": at.step, **found})
                     improved = self.keeper.note_best(at.step, found)
+                self.examiner.judge()
                 self.window = Window()
         at.pending = False
+        if log_now:
+            self.examiner.stop_if_asked()
         self.keeper.after_step(improved, log_now)
 
     def look_at_values(self) -> None:
@@ -344,21 +352,18 @@ class Trainer:
         found = {"kind": "train", "step": done, "epoch": done / self.schedule.per_epoch, **self.window.line()}
         return {**found, "learning_rate": self._rate(done - 1)}
 
-    def _look(self, when: str, prompts: list[list[int]], step: int) -> dict[str, Any]:
+    def _look(self, when: str, step: int) -> dict[str, Any]:
         """Held-out metrics, samples and the probe, at the start or at the end."""
         found = {} if self.held_out is None else self.held_out.evaluate(self.states)
-        sampled = []
-        if prompts and self.writes:
-            ends = self.examples.end_ids
-            sampled = answers(self.policy, self.tokenizer, prompts, self.config.evaluate, ends, self.config.seed)
-        probed: Mapping[str, Any] = {}
-        if self.probe is not None:
-            probed = used(self.policy, self.probe)
+        measured, sampled = self.examiner.look(texts=True)
+        found |= {name: value for name, value in measured.items() if name not in found}
+        probed: Mapping[str, Any] = {} if self.probe is None else used(self.policy, self.probe)
         with self.keeper.stops.held():
             if found:
                 self._log({"kind": "eval", "step": step, **found})
             if sampled:
                 self.folder.append_samples({"when": when, "step": step, **one} for one in sampled)
+            self.examiner.judge(probed)
         return {name: value for name, value in (found | dict(probed)).items() if not name.endswith("_histogram")}
 
     def _check_start(self) -> None:
@@ -379,5 +384,6 @@ class Trainer:
 
     def _log(self, line: Mapping[str, Any]) -> None:
         self.folder.append_metrics(line)
+        self.examiner.see(line)
         numbers = {f"{line['kind']}/{k}": v for k, v in line.items() if isinstance(v, int | float) and k != "step"}
         self.accelerator.log(numbers, step=line["step"])
