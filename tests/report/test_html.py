@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from plotly.offline import get_plotlyjs
 
 from preftune.errors import PreftuneError
-from preftune.report.figures import Cell, Panel
+from preftune.report.drawing import Cell, Panel
 from preftune.report.html import for_script, render, write
 from preftune.report.reading import read
 

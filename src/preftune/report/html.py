@@ -19,7 +19,8 @@ from plotly.offline import get_plotlyjs
 
 from preftune.files import write_whole
 from preftune.full_disk import named
-from preftune.report.figures import Panel, panels
+from preftune.report.drawing import Panel
+from preftune.report.figures import panels
 from preftune.report.reading import RunData, read
 from preftune.report.tables import changes, sample_pairs
 from preftune.report.verdict import verdict

@@ -12,7 +12,7 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 from plotly.subplots import make_subplots
 
-from preftune.report.figures import Panel, fill
+from preftune.report.drawing import Panel, fill
 from preftune.report.html import for_script, js_text, sha256
 
 
