@@ -48,6 +48,7 @@ class Panel:
         caption: how to read it, for someone who sees such a figure for the first time.
         cells: at least one; empty cells have been left out.
         x_title: what the x axis shows.
+        x_format: d3 format of its ticks.
     """
 
     key: str
@@ -55,12 +56,13 @@ class Panel:
     caption: str
     cells: tuple[Cell, ...]
     x_title: str = "training step"
+    x_format: str = ""
 
     def figure(self) -> go.Figure:
         """The figure, without its title: the page has that."""
         figure = make_subplots(rows=len(self.cells), shared_xaxes=True, vertical_spacing=0.12)
         fill(figure, [(cell, row, 1) for row, cell in enumerate(self.cells, start=1)])
-        figure.update_xaxes(title_text=self.x_title, row=len(self.cells), col=1)
+        figure.update_xaxes(title_text=self.x_title, tickformat=self.x_format, row=len(self.cells), col=1)
         return figure
 
 
