@@ -22,7 +22,7 @@ from preftune.report.drawing import CHOSEN, HELD_OUT, OWN, REJECTED, TRAINING, C
 from preftune.report.html import Section, as_bytes, page, section, thinned
 from preftune.report.reading import RunData, read
 from preftune.report.tables import METRICS, changes
-from preftune.report.values import Interval, Unit, interval, mapping, number, show, show_interval
+from preftune.report.values import Interval, Unit, interval, listed, mapping, number, show, show_interval
 
 COLOURS = (HELD_OUT, REJECTED, CHOSEN, OWN, "#c2489b", "#a5822a", "#2b9cb0", TRAINING)
 HARMLESS = re.compile(r"[\w .,+=-]{1,40}", re.ASCII)
@@ -119,6 +119,7 @@ def render(runs: Sequence[RunData]) -> str:
         section(
             "compared",
             "",
+            said=ahead(compared),
             runs=compared,
             figures=[row for row in FIGURES if any(one.figures[row.key].value is not None for one in compared)],
         ),
@@ -144,18 +145,40 @@ def compare(runs: Sequence[RunData]) -> list[Compared]:
     ]
 
 
+def ahead(compared: Sequence[Compared]) -> str:
+    """Which run is ahead, and of which others that can be said: where their intervals do not overlap."""
+    for key, what in (("true_reward", "the true reward"), ("preference_accuracy", "held-out preference accuracy")):
+        measured = [one for one in compared if one.figures[key].bounds is not None]
+        if len(measured) < 2:
+            continue
+        best = max(measured, key=lambda one: one.figures[key].value or 0.0)
+        own = best.figures[key]
+        low = own.bounds[0] if own.bounds else 0.0
+        others = [one for one in measured if one is not best]
+        behind = [one.letter for one in others if (bounds := one.figures[key].bounds) and bounds[1] < low]
+        level = [one.letter for one in others if one.letter not in behind]
+        text = f"{best.letter} is ahead in {what}: {own.shown} (95% interval {own.shown_bounds})."
+        text += f" Its interval lies above that of {listed(behind)}." if behind else ""
+        return text + (f" It overlaps with that of {listed(level)}, so this may be noise." if level else "")
+    return "No figure of these runs has intervals that could be compared."
+
+
 def overlaid(compared: Sequence[Compared]) -> list[Panel]:
-    """Held-out curves of all runs, each metric in one panel; of those that hold nothing out, training curves."""
-    found = []
+    """Held-out curves of all runs, each metric in one panel; of those that hold nothing out, training curves.
+
+    Losses and margins are left out where the runs have different objectives, or one with different settings.
+    """
+    found, alike = [], len({json.dumps(one.run.config.get("objective"), default=str) for one in compared}) == 1
     for key, title, y_title, caption, level, y_format in CURVES:
+        if key in ("loss", "margin") and not alike:
+            continue
         traces: list[go.Scatter] = []
         for one in compared:
             kind: Kind = "eval" if line(one.run.history, "eval", key, "", one.colour) else "train"
-            if key == "preference_accuracy":
-                shade = band(one.run.history, kind, f"{key}_ci95", one.label, one.colour)
-                traces += [trace.update(name=f"{one.label}, 95%", opacity=0.5) for trace in shade]
             drawn = line(one.run.history, kind, key, one.label, one.colour)
             traces += [trace.update(opacity=1.0, line_width=2) for trace in drawn]
+            shade = band(one.run.history, kind, f"{key}_ci95", one.label, one.colour)
+            traces += [trace.update(opacity=0.5) for trace in shade]  # one entry of the legend serves both
         if traces:
             found.append(Panel(f"over-{key}", title, caption, (Cell(y_title, traces, level=level, y_format=y_format),)))
     return found
@@ -177,7 +200,7 @@ def trade_off(compared: Sequence[Compared]) -> list[Panel]:
             )
             cell = Cell(y_title, traces, level=level, y_format=y_format)
             x_title = "KL from the reference, nats per response"
-            found.append(Panel(f"kl-{key}", title, caption, (cell,), x_title=x_title))
+            found.append(Panel(f"kl-{key}", title, caption, (cell,), x_title=x_title, x_range="tozero"))
     return found
 
 
@@ -250,8 +273,8 @@ FIGURES = (
     Figure("mean_length", "Length of answers", "tokens", _evaluated("generation.policy", "mean_length", "tokens")),
     Figure("loss", "Held-out loss", "not comparable between objectives", _metric("loss")),
     Figure("margin", "Reward margin", "not comparable between values of beta", _metric("margin")),
-    Figure("steps", "Steps", "", lambda run: Estimate(number(run.summary.get("steps")))),
-    Figure("seconds", "Seconds", "", lambda run: Estimate(number(run.summary.get("seconds")))),
+    Figure("steps", "Steps", "", lambda run: Estimate(number(run.summary.get("steps")), None, "count")),
+    Figure("seconds", "Time", "", lambda run: Estimate(number(run.summary.get("seconds")), None, "seconds")),
 )
 GAINS = (
     ("preference_accuracy", "Accuracy against KL", "held-out preference accuracy", None, ".0%"),
@@ -267,8 +290,8 @@ CURVES: tuple[tuple[str, str, str, str, float | None, str], ...] = (
         0.5,
         ".0%",
     ),
-    ("loss", "Loss", "loss", "Held-out loss. Losses of different objectives are no match for each other.", None, "~g"),
-    ("margin", "Reward margin", "margin", "In units of reward, so only runs of one beta can be compared.", 0.0, ""),
+    ("loss", "Loss", "loss", "Held-out loss; lower is better.", None, "~g"),
+    ("margin", "Reward margin", "margin", "Chosen reward less rejected reward, mean over held-out pairs.", 0.0, ""),
     ("delta", "Delta", "nats", "Log-ratio on chosen less that on rejected: comparable whatever beta is.", 0.0, ""),
     (
         "chosen_logp_per_token_change",

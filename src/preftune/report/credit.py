@@ -12,28 +12,26 @@ import plotly.graph_objects as go
 from preftune.report.drawing import CHOSEN, REJECTED, Cell, Panel, short
 from preftune.report.samples import plain_text
 from preftune.report.thinning import extremes
-from preftune.report.values import mapping, number, show, show_change
+from preftune.report.values import mapping, number, show_change
 
 LEVELS = 8  # shades of each colour
-SHOWN = 2000  # tokens of one response
+SHOWN, PAIRS = 1000, 24  # tokens of one response, and pairs; the rest stays in the file
 DECISIVE = 3  # tokens of each response that are named
 SIDES = (("chosen", CHOSEN), ("rejected", REJECTED))
 
 
 @dataclass(frozen=True)
 class Token:
-    """A token with its shade and what there is to say of it.
+    """A token with its shade.
 
     Attributes:
         text: a stranger's.
         shade: class of its colour: "p8" for the most credit on the page, "n8" for the most blame, "masked" if it does
             not count.
-        words: its figures.
     """
 
     text: str
     shade: str
-    words: str
 
 
 @dataclass(frozen=True)
@@ -43,6 +41,7 @@ class Side:
     Attributes:
         name: "chosen" or "rejected".
         tokens: in order.
+        figures: credit, log-probability and the reference's of each token, as numbers with commas; empty where missing.
         reward: sum of its credit.
         decisive: the tokens with the largest credit or blame, with it.
         left_out: tokens beyond those shown.
@@ -50,6 +49,7 @@ class Side:
 
     name: str
     tokens: Sequence[Token]
+    figures: Sequence[str]
     reward: str
     decisive: Sequence[tuple[str, str, str]]
     left_out: int
@@ -81,7 +81,7 @@ def pairs(credit: Sequence[dict[str, Any]]) -> list[Pair]:
     )
     largest = values[int(0.98 * (len(values) - 1))] if values else 1.0  # one token out of scale must not pale the rest
     found = []
-    for index, row in enumerate(credit):
+    for index, row in enumerate(credit[:PAIRS]):
         sides = [side for name, _ in SIDES if (side := _side(name, mapping(row.get(name)), largest)) is not None]
         if not sides:
             continue
@@ -102,23 +102,16 @@ def _side(name: str, values: dict[str, Any], largest: float) -> Side | None:
     tokens, credit = values.get("tokens"), _credit(values)
     if not isinstance(tokens, list) or not tokens:
         return None
-    credit += [None] * (len(tokens) - len(credit))
-    logps, references = (_numbers(values.get(key), len(tokens)) for key in ("logps", "reference_logps"))
-    shown, so_far = [], 0.0
-    for place, (token, own) in enumerate(zip(tokens, credit, strict=False)):
-        so_far += own or 0.0
-        if place < SHOWN:
-            words = f"token {place + 1}: " + (f"credit {show_change(own)}" if own is not None else "masked, no credit")
-            words += f", reward so far {show_change(so_far)}" if own is not None else ""
-            pair = logps[place], references[place]
-            if pair[0] is not None and pair[1] is not None:
-                words += f"; log-probability {show(pair[0])}, reference {show(pair[1])} nats"
-            shown.append(Token(plain_text(token), _shade(own, largest), words))
-    strongest = sorted(((abs(own), i) for i, own in enumerate(credit[: len(tokens)]) if own), reverse=True)[:DECISIVE]
+    credit = (credit + [None] * len(tokens))[: len(tokens)]
+    shown = [Token(plain_text(token), _shade(own, largest)) for token, own in zip(tokens[:SHOWN], credit, strict=False)]
+    given = (credit, *(_numbers(values.get(key), len(tokens)) for key in ("logps", "reference_logps")))
+    figures = [",".join("" if value is None else f"{value:.3g}" for value in column[:SHOWN]) for column in given]
+    strongest = sorted(((abs(own), i) for i, own in enumerate(credit) if own), reverse=True)[:DECISIVE]
     decisive = [
         (plain_text(tokens[i]).strip() or "␣", show_change(credit[i]), _shade(credit[i], largest)) for _, i in strongest
     ]
-    return Side(name, shown, show_change(so_far), decisive, max(0, len(tokens) - SHOWN))
+    reward = show_change(sum(value or 0.0 for value in credit))
+    return Side(name, shown, figures, reward, decisive, max(0, len(tokens) - SHOWN))
 
 
 def _verdict(row: dict[str, Any]) -> str:

@@ -19,6 +19,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
+from plotly.io.json import to_json_plotly
 from plotly.offline import get_plotlyjs
 
 from preftune.files import write_whole
@@ -169,9 +170,8 @@ def run_sections(run: RunData) -> tuple[list[Section], list[Panel]]:
         "samples": (
             "Samples",
             {
-                "groups": groups(run.samples, run.generations),
+                "groups": groups(run.samples, run.generations, SAMPLES_AT_MOST),
                 "in_sight": SAMPLES_IN_SIGHT,
-                "most": SAMPLES_AT_MOST,
             },
         ),
         "credit": (
@@ -232,7 +232,7 @@ def environment() -> Environment:
 
 def for_script(drawn: Sequence[Panel]) -> Markup:
     """The figures as JSON that may stand in a <script>: no `<`, so neither `</script>` nor `<!--` can occur in it."""
-    content = "{" + ",".join(f"{json.dumps(panel.key)}:{panel.figure().to_json()}" for panel in drawn) + "}"
+    content: str = to_json_plotly({panel.key: panel.plain() for panel in drawn})
     for character in "<>&\u2028\u2029":
         content = content.replace(character, f"\\u{ord(character):04x}")
     return Markup(content)

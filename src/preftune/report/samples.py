@@ -12,6 +12,8 @@ from typing import Any
 from preftune.report.differences import Piece, differences
 from preftune.report.values import number, show
 
+ROOM = 1_200_000  # bytes of text on a page, all samples together
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -48,6 +50,7 @@ class Group:
         lead: what is shown.
         sides: names of the left and of the right side.
         pairs: in the order of the file.
+        left_out: further ones, for which a page has no room.
     """
 
     key: str
@@ -55,22 +58,27 @@ class Group:
     lead: str
     sides: tuple[str, str]
     pairs: Sequence[SamplePair]
+    left_out: int
 
 
-def groups(samples: Sequence[dict[str, Any]], generations: Sequence[dict[str, Any]]) -> list[Group]:
-    """What there is to show, of samples.jsonl and of generations.jsonl."""
+def groups(samples: Sequence[dict[str, Any]], generations: Sequence[dict[str, Any]], most: int) -> list[Group]:
+    """What there is to show, of samples.jsonl and of generations.jsonl, at most so many pairs of each."""
     found = []
+    shares = 2 if samples and generations else 1
     if pairs := sample_pairs(samples):
+        shown = _that_fit(pairs[:most], ROOM // shares)
         found.append(
             Group(
                 "before-after",
                 "Before and after training",
                 "What the model answers to the same held-out prompts before and after training.",
                 ("Before training", "After training"),
-                pairs,
+                shown,
+                len(pairs) - len(shown),
             )
         )
-    if answers := [_answers(row) for row in generations]:
+    if generations:
+        answers = _that_fit([_answers(row) for row in generations[:most]], ROOM // shares)
         found.append(
             Group(
                 "generations",
@@ -79,9 +87,21 @@ def groups(samples: Sequence[dict[str, Any]], generations: Sequence[dict[str, An
                 "one.",
                 ("The other model", "Trained model"),
                 answers,
+                len(generations) - len(answers),
             )
         )
     return found
+
+
+def _that_fit(pairs: Sequence[SamplePair], room: int) -> Sequence[SamplePair]:
+    """The first pairs, at least one, whose texts take no more than so many bytes."""
+    taken = 0
+    for number_of_pairs, pair in enumerate(pairs):
+        texts = (pair.prompt, *(side.response for side in (pair.start, pair.end) if side))
+        taken += sum(len(text.encode(errors="replace")) for text in texts)
+        if taken > room and number_of_pairs:
+            return pairs[:number_of_pairs]
+    return pairs
 
 
 def sample_pairs(samples: Sequence[dict[str, Any]]) -> list[SamplePair]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import plotly.graph_objects as go
 from markupsafe import Markup
@@ -35,6 +36,11 @@ class Grid(Panel):
     def rows(self) -> int:
         """Number of rows of cells."""
         return len(self.cells) // len(self.columns)
+
+    def plain(self) -> dict[str, Any]:
+        """The figure as the plain values that plotly.js reads."""
+        values: dict[str, Any] = self.figure().to_plotly_json()
+        return values
 
     def figure(self) -> go.Figure:
         """The figure, without its title: the page has that."""

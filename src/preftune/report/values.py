@@ -6,7 +6,7 @@ import math
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-Unit = Literal["", "share", "nats", "nats per token", "nats per response", "tokens"]
+Unit = Literal["", "share", "nats", "nats per token", "nats per response", "tokens", "count", "seconds"]
 Interval = tuple[float, float]
 
 MINUS = "\u2212"  # lines up with the plus, and never breaks off at the end of a line
@@ -62,6 +62,10 @@ def show(value: float | None, unit: Unit = "") -> str:
     """A value for people: shares as percentages, others with as many decimals as their size asks for."""
     if value is None:
         return MISSING
+    if unit == "count":
+        return _decimal(value, 0)
+    if unit == "seconds":
+        return show_duration(value)
     return f"{_decimal(100 * value, 1)}%" if unit == "share" else _plain(value)
 
 

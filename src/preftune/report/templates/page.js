@@ -112,16 +112,28 @@
   tip.hidden = true;
   document.body.append(tip);
 
+  function words(token) {
+    const { credit, logps, reference } = token.parentElement.dataset;
+    const at = [...token.parentElement.children].indexOf(token);
+    const numbers = (text) => text.split(",").map((one) => (one === "" ? null : Number(one)));
+    const show = (value) => String(Number(value.toPrecision(3))).replace("-", "\u2212");
+    const signed = (value) => (value > 0 ? "+" : "") + show(value);
+    const [earned, own, other] = [credit, logps, reference].map((text) => numbers(text));
+    if (earned[at] === null) return `token ${at + 1}: it does not count, no credit`;
+    const so_far = earned.slice(0, at + 1).reduce((sum, one) => sum + (one ?? 0), 0);
+    const measured = (own[at] ?? null) !== null && (other[at] ?? null) !== null;
+    return (
+      `token ${at + 1}: credit ${signed(earned[at])}, reward so far ${signed(so_far)}` +
+      (measured ? `; log-probability ${show(own[at])}, reference ${show(other[at])} nats` : "")
+    );
+  }
+
   function tell(token) {
     document.querySelector(".t.told")?.classList.remove("told");
     tip.hidden = !token;
     if (!token) return;
-    if (token.title) {
-      token.dataset.words = token.title; // one tip, not two
-      token.removeAttribute("title");
-    }
     token.classList.add("told");
-    tip.textContent = token.dataset.words;
+    tip.textContent = words(token);
     const box = token.getBoundingClientRect();
     const left = Math.max(8, Math.min(box.left, root.clientWidth - tip.offsetWidth - 8));
     const above = box.top - tip.offsetHeight - 6;

@@ -9,6 +9,9 @@
     layout.paper_bgcolor = layout.plot_bgcolor = "#ffffff";
     layout.font = { ...layout.font, family: "Helvetica, Arial, 'Liberation Sans', sans-serif", color: "#333333", size: 14 };
     layout.margin = { l: 64, r: 18, t: 44, b: 52 };
+    for (const axis of Object.keys(layout).filter((name) => /^[xy]axis/.test(name))) {
+      if (layout[axis].title) layout[axis].title.font = { size: 14 };
+    }
     for (const format of ["png", "svg"]) {
       drawn[`${key}.${format}`] = await Plotly.toImage({ data, layout }, { format, width, height, scale: format === "png" ? 2 : 1 });
     }
