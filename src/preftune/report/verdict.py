@@ -111,7 +111,8 @@ def _what_was_done(run: RunData) -> str:
     text += f" on {amount}{'the data ' if not amount else ''}{data}" if data else ""
     objective = run.summary.get("objective") or name_of(run.config.get("objective"))
     if objective:
-        text += f" with the objective {objective}{_strength(run.config.get('objective'))}"
+        given = run.config.get("objective")
+        text += f" with the objective {objective}" + (_strength(given) if name_of(given) == objective else "")
     steps, seconds = number(run.summary.get("steps")), number(run.summary.get("seconds"))
     if steps is None:
         recorded = [step for row in run.history if (step := number(row.get("step"))) is not None]

@@ -43,14 +43,25 @@
     Plotly.react(element, structuredClone(figure.data), layout, config);
   }
 
+  const waiting = new Set();
+
+  function draw_next() {
+    const [element] = waiting; // one at a time, so that the page answers in between
+    if (!element) return;
+    waiting.delete(element);
+    if (element.isConnected) draw(element);
+    setTimeout(draw_next);
+  }
+
   const sight = new IntersectionObserver(
     (seen) => {
+      if (!waiting.size) setTimeout(draw_next);
       for (const { target } of seen.filter((one) => one.isIntersecting)) {
         sight.unobserve(target);
-        draw(target);
+        waiting.add(target);
       }
     },
-    { rootMargin: "400px" },
+    { rootMargin: "300px" },
   );
 
   function watch(within) {
