@@ -193,6 +193,7 @@ def run(
             elif group.main:
                 given = model is not None or isinstance(tokenizer, PreTrainedTokenizerBase)
                 _write_manifest(folder, config, trainer, records, start, given)
+                folder.write_data_doctor(records.doctor)
                 resolved = _resolved(config, terms, folder, records, source, held_out)
                 folder.write_config(yaml_tree.dump(resolved))  # last: a folder with a config holds a run
         except BaseException:

@@ -8,11 +8,11 @@ from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Concatenate, ParamSpec, Protocol, TypeVar
 
-from torch import nn
-
 from preftune.errors import PreftuneError
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from preftune.training.run_folder import OutputConfig
 
 P = ParamSpec("P")

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from preftune.report.browser import FLAGS, find
+
+sys.path.insert(0, str(Path(__file__).parent))  # evidence.py, beside this file
 
 WriteRun = Callable[..., Path]
 
@@ -152,3 +158,60 @@ def sft_run(write_run: WriteRun) -> Path:
         "after": {"loss": 2.0},
     }
     return write_run("sft", metrics=metrics, samples=[], summary=summary)
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """A browser of the Chromium family, or the reason why there is none."""
+    found = find()
+    if found is None:
+        pytest.skip("needs chromium (apt-get install chromium)")
+    return found
+
+
+@pytest.fixture(scope="session")
+def browser(chromium: str) -> Iterator[Browser]:
+    """The same without a window, driven by Playwright."""
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=chromium, args=[*FLAGS])
+        yield started
+        started.close()
+
+
+class Visit:
+    """A page in a browser, with whatever went wrong on it."""
+
+    def __init__(self, browser: Browser, address: str, **options: Any) -> None:
+        self.troubles: list[str] = []
+        self.page: Page = browser.new_page(**{"viewport": {"width": 1200, "height": 900}, **options})
+        self.page.on(
+            "console", lambda said: self.troubles.append(said.text) if said.type in ("error", "warning") else None
+        )
+        self.page.on("pageerror", lambda error: self.troubles.append(str(error)))
+        self.page.on("requestfailed", lambda request: self.troubles.append(f"failed: {request.url}"))
+        self.page.on("request", lambda request: self.requests.append(request.url))
+        self.requests: list[str] = []
+        self.page.goto(address)
+
+    def draw_all(self) -> int:
+        """Scroll through the page until every figure is drawn; how many there are."""
+        plots = self.page.locator(".plot")
+        for plot in plots.all():
+            if plot.is_visible():
+                plot.scroll_into_view_if_needed()
+                plot.locator(".main-svg").first.wait_for()
+        return plots.count()
+
+
+@pytest.fixture
+def visit(browser: Browser) -> Iterator[Callable[..., Visit]]:
+    """Opens a page: `visit(path_or_address, color_scheme="dark", ...)`."""
+    opened: list[Visit] = []
+
+    def go(address: str | Path, **options: Any) -> Visit:
+        opened.append(Visit(browser, address.as_uri() if isinstance(address, Path) else address, **options))
+        return opened[-1]
+
+    yield go
+    for one in opened:
+        one.page.close()

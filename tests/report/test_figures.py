@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from preftune.report.figures import CHOSEN, REJECTED, overview, panels
+from preftune.report.drawing import CHOSEN, REJECTED
+from preftune.report.figures import overview, panels
 from preftune.report.reading import read
 
 

@@ -4,7 +4,6 @@ import base64
 import hashlib
 import json
 import shutil
-import subprocess
 from html.parser import HTMLParser
 
 import plotly.graph_objects as go
@@ -14,7 +13,7 @@ from hypothesis import strategies as st
 from plotly.offline import get_plotlyjs
 
 from preftune.errors import PreftuneError
-from preftune.report.figures import Cell, Panel
+from preftune.report.drawing import Cell, Panel
 from preftune.report.html import for_script, render, write
 from preftune.report.reading import read
 
@@ -88,7 +87,9 @@ def test_the_report_is_one_file_in_the_run_folder(write_run):
     path = write(folder)
     assert path == folder / "report.html"
     page = Page(path.read_text(encoding="utf-8"))
-    assert not [value for _, attrs in page.elements for key, value in attrs if key in ("src", "href", "action")]
+    links = [value for _, attrs in page.elements for key, value in attrs if key in ("src", "href", "action")]
+    assert links
+    assert all(link.startswith("#") for link in links)
     assert [tag for tag, _ in page.elements if tag in ("link", "iframe", "img", "base", "object")] == []
     assert "url(" not in path.read_text(encoding="utf-8").replace(get_plotlyjs(), "")
 
@@ -112,11 +113,11 @@ def test_plotly_is_inside_once_and_the_policy_allows_no_other_script(write_run):
 def test_the_page_tells_the_run_in_order(write_run):
     text = Page(render(read(write_run()))).text
     parts = [
-        "started 2026-01-02T03:04:05+00:00",
+        "started 2026-01-02 03:04 UTC",
         "Held-out preference accuracy is 75.0%, above chance",
         "padded path taken because the model is a Bloom",
-        "Curves",
-        "Before and after",
+        "Held-out curves are measured",
+        "Held-out evaluation",
         "70.0% to 80.0%",
         "it was dull",
         "it was lovely",
@@ -125,7 +126,7 @@ def test_the_page_tells_the_run_in_order(write_run):
         "beta: 0.1",
         "torch 2.13.0, transformers 5.23.0",
     ]
-    places = [text.index(part, text.index("Curves") if i > 3 else 0) for i, part in enumerate(parts)]
+    places = [text.index(part, text.index("Held-out curves") if i > 3 else 0) for i, part in enumerate(parts)]
     assert places == sorted(places)
 
 
@@ -181,7 +182,7 @@ def test_a_run_that_has_just_begun_has_a_report(write_run):
 def test_many_samples_are_folded(write_run):
     samples = [{"when": "start", "prompt": f"prompt {i}", "response": "x"} for i in range(11)]
     page = Page(render(read(write_run(samples=samples))))
-    assert "Show 3 more" in page.text
+    assert "Show 5 more" in page.text
     assert sum(dict(attrs).get("class") == "card sample" for _, attrs in page.elements) == 11
 
 
@@ -195,21 +196,3 @@ def test_a_folder_that_is_no_run_gets_no_report(tmp_path):
     with pytest.raises(PreftuneError, match="no run folder"):
         write(tmp_path)
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium")
-def test_a_browser_draws_the_figures_and_runs_nothing_of_the_data(write_run, tmp_path):
-    path = write(filled(write_run, "run", lambda i: NASTY[i], SHORT))
-    options = "--headless --no-sandbox --disable-gpu --disable-background-networking --disable-component-update"
-    command = [
-        "chromium",
-        *options.split(),
-        "--disable-sync",
-        "--no-first-run",
-        f"--user-data-dir={tmp_path / 'profile'}",
-    ]
-    page = subprocess.run(
-        [*command, "--dump-dom", path.as_uri()], capture_output=True, text=True, timeout=100, check=True
-    ).stdout
-    assert "<title>run · preftune</title>" in page
-    assert page.count('class="plot js-plotly-plot"') == 1  # the only panel of that run that has numbers: its loss

@@ -10,7 +10,7 @@ import pytest
 from plotly.offline import get_plotlyjs
 
 from preftune.report.bandits import page
-from preftune.report.figures import Cell
+from preftune.report.drawing import Cell
 from preftune.report.study import Grid, Page, Table
 from preftune.studies.ipo_bandits import DATA, ORDER, TAUS, Form, Study, limits, rerun
 

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from preftune.report.reading import read
-from preftune.report.tables import changes, sample_pairs
+from preftune.report.tables import changes
 
 
 def test_changes_come_from_the_summary(write_run):
@@ -46,29 +46,3 @@ def test_further_numbers_of_the_summary_are_shown_under_their_name(write_run):
 
 def test_nothing_measured_gives_no_rows(write_run):
     assert changes(read(write_run(metrics=[], summary={"before": None, "after": [1]}))) == {}
-
-
-def test_samples_stand_side_by_side(write_run):
-    film, play = sample_pairs(read(write_run()).samples)
-    assert (film.prompt, film.start.response, film.end.response) == ("a film", "it was dull", " it was lovely")
-    assert film.start.notes == ("true reward \u22120.500", "log-probability \u221212.25 nats")
-    assert film.end.notes == ("true reward 1.50", "cut off at the length limit")
-    assert (play.prompt, play.end.response, play.end.notes) == ("a play", "", ())
-
-
-def test_samples_without_partner_and_several_of_one_prompt():
-    rows = [
-        {"when": "start", "prompt": "p", "response": "one"},
-        {"when": "start", "prompt": "p", "response": "two"},
-        {"when": "end", "prompt": "p", "response": "three"},
-        {"when": "end", "prompt": "q", "response": None},
-        {"when": "middle", "prompt": "r", "response": "x"},
-        {},
-    ]
-    found = [(p.prompt, p.start and p.start.response, p.end and p.end.response) for p in sample_pairs(rows)]
-    assert found == [("p", "one", "three"), ("p", "two", None), ("q", None, "")]
-
-
-def test_a_conversation_is_shown_as_json():
-    (pair,) = sample_pairs([{"when": "end", "prompt": [{"role": "user", "content": "hé"}], "response": "x"}])
-    assert '"content": "hé"' in pair.prompt

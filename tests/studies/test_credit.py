@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from preftune.data.records import Demonstration, Where
-from preftune.report.credit import show_study
+from preftune.report.inspection import show_study
 from preftune.studies import credit
 from preftune.studies.credit import Form, corrupted
 

@@ -42,6 +42,6 @@ def inspect(
             sides = {name: credit.as_json() for name, credit in one.responses}
             typer.echo(json.dumps({"row": one.row, "prompt": one.prompt, **sides}))
         return
-    from preftune.report.credit import show
+    from preftune.report.inspection import show
 
     show(found, by)

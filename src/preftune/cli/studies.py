@@ -46,7 +46,7 @@ def credit(
 
     Exit code 1 if credit is not ahead of chance and of the reference's own log-probs.
     """
-    from preftune.report.credit import show_study
+    from preftune.report.inspection import show_study
     from preftune.studies.credit import study as run_study
 
     found = run_study(out, data, quick=quick)

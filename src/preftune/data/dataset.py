@@ -6,7 +6,7 @@ Neither records nor examples are held in memory: both lie in files of the cache,
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterable, Iterator, Sequence, Sized
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, replace
 from itertools import compress
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from preftune.data.doctor.checkup import Chart, decide, examine, overlap
+from preftune.data.doctor.checkup import Chart, decide, examine, overlap, report
 from preftune.data.doctor.findings import DoctorConfig
 from preftune.data.entries import About, fetch, key_of
 from preftune.data.examples import Example
@@ -97,6 +97,7 @@ class Records:
         plain: True if all training prompts are plain text.
         fingerprint: SHA-256 of both sides.
         messages: what was left out, one line each.
+        doctor: what the data doctor found, as data_doctor.json has it.
     """
 
     train: SideRecords
@@ -105,6 +106,7 @@ class Records:
     plain: bool
     fingerprint: str
     messages: list[str]
+    doctor: Mapping[str, Any]
 
     def texts(self) -> Iterator[str]:
         """Every text of the training side, to train a tokenizer on."""
@@ -180,7 +182,8 @@ def read(
     notes = [*entry.notes, *(note for lines in given for note in lines.notes)]
     messages = [*dict.fromkeys(notes), *about["messages"]]
     plain, fingerprint = about["plain"], about["fingerprint"]
-    return Records(SideRecords(sides[0]), SideRecords(sides[1]), about["kind"], plain, fingerprint, messages)
+    both = (SideRecords(sides[0]), SideRecords(sides[1]))
+    return Records(*both, about["kind"], plain, fingerprint, messages, about["doctor"])
 
 
 def render(found: Records, tokenizer: Any, config: DataConfig) -> Examples:
@@ -235,7 +238,8 @@ def _divide(folder: Path, train: Lines, other: Lines | None, share: float, seed:
             f"rows without a preference, {drops[1].summary()}: mend the data, or set data.doctor.identical=drop"
         )
     chart = Chart(train)
-    learnt, messages = decide(examine(chart, doctor), doctor, train.count)
+    findings = examine(chart, doctor)
+    learnt, messages = decide(findings, doctor, train.count)
     held = np.zeros(train.count, dtype=np.bool_)
     if other is None and share:
         held[learnt] = choose((record.prompt for record in train.records(learnt)), share, seed)
@@ -249,7 +253,8 @@ def _divide(folder: Path, train: Lines, other: Lines | None, share: float, seed:
     aside = train if other is None else other
     if doctor.contamination != "ignore" and held.any():
         found = overlap(chart, learnt, ((one.where, one.prompt) for one in aside.records(held)), "the held-out data")
-        clean, said = decide([found] if found else [], doctor, train.count)
+        findings += [found] if found else []
+        clean, said = decide(findings[-1:] if found else [], doctor, train.count)
         learnt, messages = learnt & clean, messages + said
     _check_some_weigh(train.records(learnt))
     kinds, forms, digest = set[str](), set[bytes](), hashlib.sha256()
@@ -271,6 +276,7 @@ def _divide(folder: Path, train: Lines, other: Lines | None, share: float, seed:
         "fingerprint": digest.hexdigest(),
         "digests": [train.digest, aside.digest],
         "messages": [*(each.summary() for each in drops if each.total), *messages],
+        "doctor": report(chart, findings, doctor),
     }
 
 

@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 from rich.console import Console
 from rich.table import Table as TerminalTable
 
-from preftune.report.figures import CHOSEN, HELD_OUT, OWN, REJECTED, TRAINING, Cell, short, transparent
+from preftune.report.drawing import CHOSEN, HELD_OUT, OWN, REJECTED, TRAINING, Cell, short, transparent
 from preftune.report.study import Grid, Page, Table
 
 if TYPE_CHECKING:

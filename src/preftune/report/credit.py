@@ -1,107 +1,169 @@
-"""Credit per token in a terminal: heat maps, steps, what decides a pair; and the table of the credit study."""
+"""credit.jsonl as heat maps: the credit of each token, chosen beside rejected, and the reward that adds up."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
 
-import numpy as np
-from rich.console import Console
-from rich.style import Style
-from rich.table import Table
-from rich.text import Text
+import plotly.graph_objects as go
 
-from preftune.data.pieces import visible
-from preftune.evaluation.credit import Split, TokenCredit, step_credit, steps
+from preftune.report.drawing import CHOSEN, REJECTED, Cell, Panel, short
+from preftune.report.samples import plain_text
+from preftune.report.thinning import extremes
+from preftune.report.values import mapping, number, show_change
 
-if TYPE_CHECKING:
-    from preftune.inspection import Inspected
-    from preftune.studies.credit import Ground
-
-FOR, AGAINST = (15, 155, 120), (221, 100, 48)  # the colours of chosen and rejected in every figure
-LONGEST = 600  # tokens of a response that are shown
-DECIDING = 5
+LEVELS = 8  # shades of each colour
+SHOWN, PAIRS = 1000, 24  # tokens of one response, and pairs; the rest stays in the file
+DECISIVE = 3  # tokens of each response that are named
+SIDES = (("chosen", CHOSEN), ("rejected", REJECTED))
 
 
-def show(found: Sequence[Inspected], split: Split, console: Console | None = None) -> None:
-    """Print the responses of each example, coloured by the credit of their tokens.
+@dataclass(frozen=True)
+class Token:
+    """A token with its shade.
 
-    Green tokens earned reward, orange ones lost it; the deepest colour of an example is its largest credit. What
-    colours say, the figures below them say too.
+    Attributes:
+        text: a stranger's.
+        shade: class of its colour: "p8" for the most credit on the page, "n8" for the most blame, "masked" if it does
+            not count.
     """
-    console = console or Console()
-    for one in found:
-        largest = max((float(np.nanmax(np.abs(c.credit_T), initial=0)) for _, c in one.responses), default=0.0)
-        _say(console, f"\nrow {one.row}", "bold")
-        _say(console, one.prompt.strip(), "dim")
-        for name, credit in one.responses:
-            _say(console, f"{name}: reward {credit.total:+.3f} ({len(credit.tokens):,} tokens)", "bold")
-            console.print(heat_map(credit, largest), soft_wrap=True)
-            _show_steps(console, credit, split)
-        if (pair := one.pair) is not None:
-            _say(console, f"margin {pair.margin:+.3f}; what adds most to it:", "bold")
-            for side, place, part in pair.deciding(DECIDING):
-                word = visible(getattr(pair, side).tokens[place]).strip()
-                _say(console, f"  {part:+.3f}  {word!r} in {side}, token {place + 1}")
-        _say(console, f"colours: up to {largest:.3f}, green for reward, orange for its loss", "dim")
+
+    text: str
+    shade: str
 
 
-def heat_map(credit: TokenCredit, largest: float) -> Text:
-    """The tokens of a response on grounds as deep as their credit is large; masked ones are dim."""
-    text = Text()
-    for number, (token, value) in enumerate(zip(credit.tokens, credit.credit_T, strict=True)):
-        if number == LONGEST:
-            text.append(f" ... {len(credit.tokens) - LONGEST:,} more", "dim")
-            break
-        style = Style(dim=True) if np.isnan(value) else _ground(float(value) / largest if largest else 0.0)
-        text.append(visible(token.replace("\n", "\u21b5")), style)
-        if "\n" in token:
-            text.append("\n")
-    return text
+@dataclass(frozen=True)
+class Side:
+    """One response of a pair.
+
+    Attributes:
+        name: "chosen" or "rejected".
+        tokens: in order.
+        figures: credit, log-probability and the reference's of each token, as numbers with commas; empty where missing.
+        reward: sum of its credit.
+        decisive: the tokens with the largest credit or blame, with it.
+        left_out: tokens beyond those shown.
+    """
+
+    name: str
+    tokens: Sequence[Token]
+    figures: Sequence[str]
+    reward: str
+    decisive: Sequence[tuple[str, str, str]]
+    left_out: int
 
 
-def show_study(found: Sequence[Ground], console: Console | None = None) -> None:
-    """Print how often each rule picks the wrong line."""
-    console = console or Console()
-    for ground in found:
-        accuracy = ", ".join(f"{value:.3f}" for value in ground.accuracy)
-        table = Table(
-            "the wrong line is the one with the lowest",
-            "hits",
-            "95% interval",
-            "credit is ahead by",
-            title=f"{ground.name}: {ground.answers:,} answers of {ground.lines:.1f} lines, one of them wrong "
-            f"(accuracy of the implicit reward on held-out pairs {accuracy})",
-            title_justify="left",
+@dataclass(frozen=True)
+class Pair:
+    """A held-out pair.
+
+    Attributes:
+        row: of the data.
+        prompt: a stranger's text.
+        sides: chosen and rejected.
+        words: what decides it.
+        panel: cumulative reward along both responses.
+    """
+
+    row: str
+    prompt: str
+    sides: Sequence[Side]
+    words: str
+    panel: Panel | None
+
+
+def pairs(credit: Sequence[dict[str, Any]]) -> list[Pair]:
+    """All pairs of the file that have credit; shades are of one scale over all of them."""
+    values = sorted(
+        abs(value) for row in credit for name, _ in SIDES for value in _credit(mapping(row.get(name))) if value
+    )
+    largest = values[int(0.98 * (len(values) - 1))] if values else 1.0  # one token out of scale must not pale the rest
+    found = []
+    for index, row in enumerate(credit[:PAIRS]):
+        sides = [side for name, _ in SIDES if (side := _side(name, mapping(row.get(name)), largest)) is not None]
+        if not sides:
+            continue
+        number_of_row = number(row.get("row"))
+        found.append(
+            Pair(
+                f"{number_of_row:.0f}" if number_of_row is not None else str(index + 1),
+                plain_text(row.get("prompt")),
+                sides,
+                _verdict(row),
+                _panel(row, f"credit-{index}"),
+            )
         )
-        for rate in ground.rates:
-            low, high = rate.ci95
-            lead = ""
-            if rate.rule != "credit":
-                lead = f"{rate.behind:+.3f} ({rate.behind_ci95[0]:+.3f} to {rate.behind_ci95[1]:+.3f})"
-            table.add_row(rate.rule, f"{rate.hits:.3f}", f"{low:.3f} to {high:.3f}", lead)
-        console.print(table)
+    return found
 
 
-def _show_steps(console: Console, credit: TokenCredit, split: Split) -> None:
-    """Credit of each step, and what was collected so far; nothing where there is one step."""
-    number_T = steps(credit.tokens, split, np.isnan(credit.credit_T))
-    found = step_credit(credit, split)
-    if len(found) < 2:
-        return
-    collected = np.cumsum(found)
-    for number, value in enumerate(found):
-        words = "".join(token for token, at in zip(credit.tokens, number_T, strict=True) if at == number)
-        _say(console, f"  {value:+.3f}  {collected[number]:+.3f} in all  {visible(words.strip())[:100]}")
+def _side(name: str, values: dict[str, Any], largest: float) -> Side | None:
+    tokens, credit = values.get("tokens"), _credit(values)
+    if not isinstance(tokens, list) or not tokens:
+        return None
+    credit = (credit + [None] * len(tokens))[: len(tokens)]
+    shown = [Token(plain_text(token), _shade(own, largest)) for token, own in zip(tokens[:SHOWN], credit, strict=False)]
+    given = (credit, *(_numbers(values.get(key), len(tokens)) for key in ("logps", "reference_logps")))
+    figures = [",".join("" if value is None else f"{value:.3g}" for value in column[:SHOWN]) for column in given]
+    strongest = sorted(((abs(own), i) for i, own in enumerate(credit) if own), reverse=True)[:DECISIVE]
+    decisive = [
+        (plain_text(tokens[i]).strip() or "␣", show_change(credit[i]), _shade(credit[i], largest)) for _, i in strongest
+    ]
+    reward = show_change(sum(value or 0.0 for value in credit))
+    return Side(name, shown, figures, reward, decisive, max(0, len(tokens) - SHOWN))
 
 
-def _ground(share: float) -> Style:
-    """A ground for a share in [-1, 1] of the deepest colour; what is next to nothing has none."""
-    if abs(share) < 0.04:
-        return Style()
-    red, green, blue = (round(255 + (part - 255) * min(1.0, abs(share))) for part in (FOR if share > 0 else AGAINST))
-    return Style(color="black", bgcolor=f"rgb({red},{green},{blue})")
+def _verdict(row: dict[str, Any]) -> str:
+    sums = {name: sum(value or 0.0 for value in _credit(mapping(row.get(name)))) for name, _ in SIDES}
+    if any(not _credit(mapping(row.get(name))) for name, _ in SIDES):
+        return ""
+    margin = sums["chosen"] - sums["rejected"]
+    way = "ranked rightly" if margin > 0 else "ranked wrongly" if margin < 0 else "a tie"
+    return f"margin {show_change(margin)}, {way}"
 
 
-def _say(console: Console, line: str, style: str = "") -> None:
-    console.print(line, style=style, markup=False, highlight=False, soft_wrap=True)
+def _panel(row: dict[str, Any], key: str) -> Panel | None:
+    traces = []
+    for name, colour in SIDES:
+        credit = _credit(mapping(row.get(name)))
+        if not credit:
+            continue
+        sums = [0.0, *accumulate(value or 0.0 for value in credit)]
+        drawn = extremes(sums)
+        traces.append(
+            go.Scatter(
+                x=drawn,
+                y=[short(sums[i]) for i in drawn],
+                name=name,
+                mode="lines",
+                line={"color": colour, "width": 2, "shape": "hv"},
+                hovertemplate="%{y:.3g}",
+            )
+        )
+    if not traces:
+        return None
+    return Panel(
+        key,
+        "Reward along the response",
+        "Credit added up from the first token on: a jump marks a token that decides.",
+        (Cell("reward so far", traces, level=0.0),),
+        x_title="tokens",
+    )
+
+
+def _credit(values: dict[str, Any]) -> list[float | None]:
+    given = values.get("credit")
+    return [number(value) for value in given] if isinstance(given, list) else []
+
+
+def _numbers(given: Any, count: int) -> list[float | None]:
+    found = [number(value) for value in given[:count]] if isinstance(given, list) else []
+    return found + [None] * (count - len(found))
+
+
+def _shade(credit: float | None, largest: float) -> str:
+    if credit is None:
+        return "masked"
+    level = min(LEVELS, round(LEVELS * abs(credit) / largest))
+    return f"{'p' if credit > 0 else 'n'}{level}" if level else "zero"

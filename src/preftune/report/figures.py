@@ -1,74 +1,32 @@
 """The curves of a run, as plotly figures that read on light and on dark ground.
 
-Nothing but numbers from the run enters a figure: plotly reads its texts as HTML, and data is not trusted with that.
-One colour means one thing in every figure.
+Curves of more than 400 points are thinned to the extremes of each stretch of steps: see `thinning`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any
 
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from preftune.report.values import Interval, interval, number
-
-History = Sequence[dict[str, Any]]
-Kind = Literal["train", "eval"]
-
-# Each has a contrast of at least 3.5 on white and on near-black.
-TRAINING, HELD_OUT, OWN = "#868682", "#3a7fd5", "#8a68d8"
-CHOSEN, REJECTED = "#0f9b78", "#dd6430"
-TEXT, GRID = "#808080", "rgba(128,128,128,0.22)"
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One pair of axes.
-
-    Attributes:
-        y_title: what the y axis shows, with its unit.
-        traces: what is drawn.
-        level: y of a dashed line to compare with; None for no line.
-        y_format: d3 format of the ticks of the y axis.
-        y_range: "tozero" if the y axis has to show zero.
-    """
-
-    y_title: str
-    traces: list[go.Scatter]
-    level: float | None = None
-    y_format: str = ""
-    y_range: Literal["normal", "tozero"] = "normal"
-
-
-@dataclass(frozen=True)
-class Panel:
-    """A figure with its words: cells one above the other that share their x axis.
-
-    Attributes:
-        key: name of the panel, fit for an HTML id.
-        title: what it shows.
-        caption: how to read it, for someone who sees such a figure for the first time.
-        cells: at least one; empty cells have been left out.
-        x_title: what the x axis shows.
-    """
-
-    key: str
-    title: str
-    caption: str
-    cells: tuple[Cell, ...]
-    x_title: str = "training step"
-
-    def figure(self) -> go.Figure:
-        """The figure, without its title: the page has that."""
-        figure = make_subplots(rows=len(self.cells), shared_xaxes=True, vertical_spacing=0.12)
-        fill(figure, [(cell, row, 1) for row, cell in enumerate(self.cells, start=1)])
-        figure.update_xaxes(title_text=self.x_title, row=len(self.cells), col=1)
-        return figure
+from preftune.report.curves import History, Kind, band, line, points, rows_of, training_and_held_out
+from preftune.report.drawing import (
+    CHOSEN,
+    HELD_OUT,
+    OWN,
+    REJECTED,
+    TRAINING,
+    Cell,
+    Panel,
+    fill,
+    short,
+    transparent,
+)
+from preftune.report.values import number
 
 
 def panels(history: History) -> list[Panel]:
@@ -114,16 +72,16 @@ def loss(history: History) -> Panel | None:
         "Loss",
         "What training minimises; lower is better. If the held-out curve turns up while the training curve falls, the "
         "model is memorising.",
-        Cell("loss", _training_and_held_out(history, "loss"), y_format="~g"),
+        Cell("loss", training_and_held_out(history, "loss"), y_format="~g"),
     )
 
 
 def preference_accuracy(history: History) -> Panel | None:
     """Share of pairs in which chosen is ranked above rejected, with its interval on held-out pairs."""
     traces = [
-        *_band(history, "eval", "preference_accuracy_ci95", "95% interval"),
-        *_training_and_held_out(history, "preference_accuracy"),
-        *_line(history, "eval", "policy_accuracy", "own log-probs", OWN),
+        *band(history, "eval", "preference_accuracy_ci95", "95% interval"),
+        *training_and_held_out(history, "preference_accuracy"),
+        *line(history, "eval", "policy_accuracy", "own log-probs", OWN),
     ]
     return _panel(
         "accuracy",
@@ -137,10 +95,10 @@ def preference_accuracy(history: History) -> Panel | None:
 def rewards(history: History) -> Panel | None:
     """Mean implicit reward of chosen and of rejected responses."""
     traces = [
-        *_line(history, "train", "chosen_reward", "chosen, training", CHOSEN),
-        *_line(history, "train", "rejected_reward", "rejected, training", REJECTED),
-        *_line(history, "eval", "chosen_reward", "chosen, held-out", CHOSEN),
-        *_line(history, "eval", "rejected_reward", "rejected, held-out", REJECTED),
+        *line(history, "train", "chosen_reward", "chosen, training", CHOSEN),
+        *line(history, "train", "rejected_reward", "rejected, training", REJECTED),
+        *line(history, "eval", "chosen_reward", "chosen, held-out", CHOSEN),
+        *line(history, "eval", "rejected_reward", "rejected, held-out", REJECTED),
     ]
     return _panel(
         "rewards",
@@ -153,10 +111,10 @@ def rewards(history: History) -> Panel | None:
 
 def margin(history: History) -> Panel | None:
     """Mean margin with the band that holds the middle 80% of the pairs."""
-    kind: Kind = "eval" if _points(history, "eval", "margin")[0] else "train"
+    kind: Kind = "eval" if points(history, "eval", "margin")[0] else "train"
     traces = [
-        *_band(history, kind, ("margin_q10", "margin_q90"), "middle 80%"),
-        *_training_and_held_out(history, "margin"),
+        *band(history, kind, ("margin_q10", "margin_q90"), "middle 80%"),
+        *training_and_held_out(history, "margin"),
     ]
     return _panel(
         "margin",
@@ -170,8 +128,8 @@ def margin(history: History) -> Panel | None:
 def log_probability_change(history: History) -> Panel | None:
     """Change of the log-probability per token since step 0, held-out."""
     traces = [
-        *_line(history, "eval", "chosen_logp_per_token_change", "chosen, held-out", CHOSEN),
-        *_line(history, "eval", "rejected_logp_per_token_change", "rejected, held-out", REJECTED),
+        *line(history, "eval", "chosen_logp_per_token_change", "chosen, held-out", CHOSEN),
+        *line(history, "eval", "rejected_logp_per_token_change", "rejected, held-out", REJECTED),
     ]
     return _panel(
         "logps",
@@ -184,8 +142,8 @@ def log_probability_change(history: History) -> Panel | None:
 
 def optimiser(history: History) -> Panel | None:
     """Gradient norm above learning rate."""
-    norm = _line(history, "train", "gradient_norm", "gradient norm", TRAINING)
-    rate = _line(history, "train", "learning_rate", "learning rate", HELD_OUT)
+    norm = line(history, "train", "gradient_norm", "gradient norm", TRAINING)
+    rate = line(history, "train", "learning_rate", "learning rate", HELD_OUT)
     return _panel(
         "optimiser",
         "Gradient norm and learning rate",
@@ -197,8 +155,8 @@ def optimiser(history: History) -> Panel | None:
 
 def throughput(history: History) -> Panel | None:
     """Tokens per second above the share of padding."""
-    speed = _line(history, "train", "tokens_per_second", "tokens per second", TRAINING)
-    padding = _line(history, "train", "padding_share", "padding", REJECTED)
+    speed = line(history, "train", "tokens_per_second", "tokens per second", TRAINING)
+    padding = line(history, "train", "padding_share", "padding", REJECTED)
     return _panel(
         "throughput",
         "Throughput",
@@ -210,11 +168,13 @@ def throughput(history: History) -> Panel | None:
 
 def reward_histograms(history: History) -> Panel | None:
     """Distribution of the rewards of held-out responses, at the first evaluation above the last."""
-    evaluations = [row for row in _rows(history, "eval") if any(_densities(row, key) for key, _, _ in _HISTOGRAMS)]
+    evaluations = [
+        (step, row) for step, row in rows_of(history, "eval") if any(_densities(row, key) for key, _, _ in _HISTOGRAMS)
+    ]
     if not evaluations:
         return None
     picked = [evaluations[0]] if len(evaluations) == 1 else [evaluations[0], evaluations[-1]]
-    cells = [Cell(f"density, step {row['step']:g}", _histogram(row)) for row in picked]
+    cells = [Cell(f"density, step {step:g}", _histogram(row)) for step, row in picked]
     return Panel(
         "histograms",
         "Distribution of rewards",
@@ -247,73 +207,6 @@ def _panel(key: str, title: str, caption: str, *cells: Cell) -> Panel | None:
     """A panel of the cells that have traces; None if none has."""
     full = tuple(cell for cell in cells if cell.traces)
     return Panel(key, title, caption, full) if full else None
-
-
-def _rows(history: History, kind: Kind) -> list[dict[str, Any]]:
-    """The lines of one kind by step, with `step` a finite number; of lines with one step the last one counts, as a
-    resumed run may have written a step again."""
-    by_step = {
-        step: row for row in history if row.get("kind") == kind and (step := number(row.get("step"))) is not None
-    }
-    return [{**by_step[step], "step": step} for step in sorted(by_step)]
-
-
-def _points(history: History, kind: Kind, key: str) -> tuple[list[float], list[float]]:
-    """Steps and values of one metric, wherever it has a value."""
-    pairs = [(row["step"], value) for row in _rows(history, kind) if (value := number(row.get(key))) is not None]
-    return [step for step, _ in pairs], [value for _, value in pairs]
-
-
-def _training_and_held_out(history: History, key: str) -> list[go.Scatter]:
-    return [
-        *_line(history, "train", key, "training", TRAINING),
-        *_line(history, "eval", key, "held-out", HELD_OUT),
-    ]
-
-
-def _line(history: History, kind: Kind, key: str, name: str, colour: str) -> list[go.Scatter]:
-    """One metric as a thin line (training) or a thick one with markers (held-out); nothing if it has no values."""
-    steps, values = _points(history, kind, key)
-    if not steps:
-        return []
-    held_out = kind == "eval"
-    return [
-        go.Scatter(
-            x=steps,
-            y=[short(value) for value in values],
-            name=name,
-            mode="lines+markers" if held_out or len(steps) == 1 else "lines",
-            line={"color": colour, "width": 2.4 if held_out else 1.3},
-            marker={"size": 7 if held_out else 5},
-            opacity=1.0 if held_out else 0.75,
-            hovertemplate="%{y:.4g}",
-        )
-    ]
-
-
-def _band(history: History, kind: Kind, keys: str | tuple[str, str], name: str) -> list[go.Scatter]:
-    """A filled band between two metrics, or between the ends of one interval metric; nothing if it has no values."""
-    found: list[tuple[float, Interval]] = []
-    for row in _rows(history, kind):
-        ends = interval(row.get(keys) if isinstance(keys, str) else [row.get(key) for key in keys])
-        if ends is not None:
-            found.append((row["step"], ends))
-    if not found:
-        return []
-    steps = [step for step, _ in found]
-    lows, highs = [short(low) for _, (low, _) in found], [short(high) for _, (_, high) in found]
-    return [
-        go.Scatter(
-            x=steps + steps[::-1],
-            y=highs + lows[::-1],
-            name=name,
-            mode="lines",
-            fill="toself",
-            fillcolor=transparent(HELD_OUT if kind == "eval" else TRAINING, 0.2),
-            line={"width": 0},
-            hoverinfo="skip",
-        )
-    ]
 
 
 def _densities(row: dict[str, Any], key: str) -> tuple[list[float], list[float]] | None:
@@ -353,42 +246,3 @@ def _histogram(row: dict[str, Any]) -> list[go.Scatter]:
             )
         )
     return traces
-
-
-def fill(figure: go.Figure, places: Sequence[tuple[Cell, int, int]]) -> None:
-    """Put cells into the grid, each name once into the legend, and dress the figure."""
-    seen: set[str] = set()
-    for cell, row, column in places:
-        for trace in cell.traces:
-            trace.update(legendgroup=trace.name, showlegend=trace.name not in seen)
-            seen.add(trace.name)
-            figure.add_trace(trace, row=row, col=column)
-        if cell.level is not None:
-            figure.add_hline(cell.level, line={"color": TEXT, "width": 1, "dash": "4px,4px"}, row=row, col=column)
-        figure.update_yaxes(
-            title_text=cell.y_title, tickformat=cell.y_format, rangemode=cell.y_range, row=row, col=column
-        )
-    axes = {"gridcolor": GRID, "linecolor": GRID, "zeroline": False, "automargin": True}
-    figure.update_xaxes(**axes, showgrid=False, showline=True)
-    figure.update_yaxes(**axes, title_font_size=12, title_standoff=8, nticks=6)
-    figure.update_layout(
-        template="none",
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-        font={"family": "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif", "size": 12, "color": TEXT},
-        margin={"l": 56, "r": 12, "t": 12, "b": 40},
-        hovermode="x unified",
-        legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "traceorder": "normal"},
-        showlegend=len(seen) > 1,
-    )
-
-
-def transparent(colour: str, alpha: float) -> str:
-    """A colour (#rrggbb) that lets what is behind it through."""
-    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
-    return f"rgba({red},{green},{blue},{alpha})"
-
-
-def short(value: float) -> float:
-    """Six significant digits: what a figure can show, at half the size of the page."""
-    return float(f"{value:.6g}")

@@ -24,7 +24,7 @@ from plotly.subplots import make_subplots
 from preftune.objectives import registry
 from preftune.objectives.base import Objective
 from preftune.objectives.modifiers import Modified
-from preftune.report.figures import CHOSEN, HELD_OUT, OWN, REJECTED, TRAINING, Cell, fill, short
+from preftune.report.drawing import CHOSEN, HELD_OUT, OWN, REJECTED, TRAINING, Cell, fill, short
 from preftune.report.slices import Array, along_delta, at
 
 Data = Mapping[str, Array]

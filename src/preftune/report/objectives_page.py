@@ -14,7 +14,7 @@ import numpy as np
 from preftune.objectives import registry
 from preftune.objectives.catalogue import FAMILIES, Entry, arguments, entries, sections
 from preftune.report.catalogue import needs
-from preftune.report.figures import CHOSEN, HELD_OUT, REJECTED
+from preftune.report.drawing import CHOSEN, HELD_OUT, REJECTED
 from preftune.report.slices import LOGP, TOKENS, Slice, along_margin
 from preftune.report.svg import Chart, Line, drawing
 

@@ -1,9 +1,9 @@
-"""A run folder, read from disk: config, manifest, metrics, samples, summary."""
+"""A run folder, read from disk: what training wrote, and what evaluation and inspection added later."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,14 @@ class RunData:
         config: config.yaml, as resolved by the run.
         config_text: the same file as it stands.
         manifest: manifest.json: versions, seed, data hash, command, device.
-        history: metrics.jsonl, one dictionary a line, in the order written; `kind` is "train" or "eval".
+        history: metrics.jsonl, one dictionary a line, in the order written; `kind` is "train", "eval" or "doctor".
         samples: samples.jsonl, one dictionary a line; `when` is "start" or "end".
         summary: summary.json, written when the run ends.
+        failure: failure.json, written when a batch stopped the run.
+        evaluation: evaluation.json, from `preftune evaluate`.
+        generations: generations.jsonl, likewise: answers of the policy beside those of the model it is held against.
+        credit: credit.jsonl: the credit of each token of some held-out pairs.
+        data_doctor: data_doctor.json: what was found in the data at the start.
     """
 
     path: Path
@@ -32,6 +37,30 @@ class RunData:
     history: list[dict[str, Any]]
     samples: list[dict[str, Any]]
     summary: dict[str, Any]
+    failure: dict[str, Any] = field(default_factory=dict)
+    evaluation: dict[str, Any] = field(default_factory=dict)
+    generations: list[dict[str, Any]] = field(default_factory=list)
+    credit: list[dict[str, Any]] = field(default_factory=list)
+    data_doctor: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """Of the folder."""
+        return self.path.resolve().name
+
+    @property
+    def known_as(self) -> str:
+        """The folder as the run was told to write it, as long as it goes by that name: for commands that name it."""
+        output = self.config.get("output")
+        told = output.get("path") if isinstance(output, dict) else None
+        return told if isinstance(told, str) and Path(told).name == self.name else str(self.path)
+
+    @property
+    def data_path(self) -> str:
+        """What the config says the data is; empty if nothing."""
+        data = self.config.get("data")
+        told = data.get("path") if isinstance(data, dict) else data
+        return told if isinstance(told, str) else ""
 
 
 def read(run_dir: str | Path) -> RunData:
@@ -57,6 +86,11 @@ def read(run_dir: str | Path) -> RunData:
         history=_read_lines(path / "metrics.jsonl"),
         samples=_read_lines(path / "samples.jsonl"),
         summary=_read_object(path / "summary.json"),
+        failure=_read_object(path / "failure.json"),
+        evaluation=_read_object(path / "evaluation.json"),
+        generations=_read_lines(path / "generations.jsonl"),
+        credit=_read_lines(path / "credit.jsonl"),
+        data_doctor=_read_object(path / "data_doctor.json"),
     )
 
 

@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import plotly.graph_objects as go
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
-from plotly.offline import get_plotlyjs
 from plotly.subplots import make_subplots
 
-from preftune.report.figures import Panel, fill
-from preftune.report.html import for_script, js_text, sha256
+from preftune.report.drawing import Panel, fill
+from preftune.report.html import environment, for_script, plotly, sha256, text_of
 
 
 @dataclass(frozen=True)
@@ -37,6 +36,11 @@ class Grid(Panel):
     def rows(self) -> int:
         """Number of rows of cells."""
         return len(self.cells) // len(self.columns)
+
+    def plain(self) -> dict[str, Any]:
+        """The figure as the plain values that plotly.js reads."""
+        values: dict[str, Any] = self.figure().to_plotly_json()
+        return values
 
     def figure(self) -> go.Figure:
         """The figure, without its title: the page has that."""
@@ -97,16 +101,17 @@ class Page:
 
     def write(self, path: Path) -> None:
         """Write the page, over one that is there."""
-        environment = Environment(
-            loader=PackageLoader("preftune", "report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-        )
-        plotly_js, page_js = get_plotlyjs(), js_text("page.js.jinja")
-        content = environment.get_template("study.html.jinja").render(
-            page=self,
-            figures=for_script(list(self.figures)),
-            css=Markup(js_text("page.css.jinja")),
-            plotly_js=Markup(plotly_js),
-            page_js=Markup(page_js),
-            script_hashes=" ".join(f"'sha256-{sha256(script)}'" for script in (plotly_js, page_js)),
+        plotly_js, page_js = plotly(), text_of("page.js")
+        content = (
+            environment()
+            .get_template("study.html.jinja")
+            .render(
+                page=self,
+                figures=for_script(list(self.figures)),
+                css=Markup(text_of("page.css")),
+                plotly_js=Markup(plotly_js),
+                page_js=Markup(page_js),
+                script_hashes=" ".join(f"'sha256-{sha256(script)}'" for script in (plotly_js, page_js)),
+            )
         )
         path.write_text(content, encoding="utf-8", newline="\n")

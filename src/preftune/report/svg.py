@@ -14,7 +14,7 @@ from xml.sax.saxutils import escape
 import numpy as np
 from numpy.typing import NDArray
 
-from preftune.report.figures import TEXT
+from preftune.report.drawing import TEXT
 
 Place = Callable[[float], float]
 

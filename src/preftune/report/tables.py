@@ -1,14 +1,12 @@
-"""Before and after: the held-out metrics of a run as rows for people, and its samples side by side."""
+"""Before and after: the held-out metrics of a run as rows for people."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
-from itertools import zip_longest
 from typing import Any
 
 from preftune.report.reading import RunData
-from preftune.report.values import Interval, Unit, interval, number, show, show_change, show_interval
+from preftune.report.values import Interval, Unit, interval, mapping, number, show, show_change, show_interval
 
 
 @dataclass(frozen=True)
@@ -62,7 +60,7 @@ METRICS = {
 
 
 # Spreads, parts and changes of the metrics above: they have their place in the figures.
-DETAILS = ("_sd", "_q10", "_q50", "_q90", "_change", "_length")
+DETAILS = ("_sd", "_se", "_q10", "_q50", "_q90", "_change", "_length")
 
 
 @dataclass(frozen=True)
@@ -101,10 +99,10 @@ def changes(run: RunData) -> dict[str, Change]:
     evaluations = [row for row in run.history if row.get("kind") == "eval" and number(row.get("step")) is not None]
     starts = [row for row in evaluations if row["step"] == 0]
     ends = [row for row in evaluations if row["step"] > 0]
-    before = {**(starts[-1] if starts else {}), **_mapping(run.summary.get("before"))}
-    after = {**(ends[-1] if ends else {}), **_mapping(run.summary.get("after"))}
-    difference = _mapping(run.summary.get("difference"))
-    told = {**_mapping(run.summary.get("before")), **_mapping(run.summary.get("after"))}
+    before = {**(starts[-1] if starts else {}), **mapping(run.summary.get("before"))}
+    after = {**(ends[-1] if ends else {}), **mapping(run.summary.get("after"))}
+    difference = mapping(run.summary.get("difference"))
+    told = {**mapping(run.summary.get("before")), **mapping(run.summary.get("after"))}
     further = [key for key in told if key not in METRICS and not key.endswith(DETAILS)]
     found = {key: _change(key, before, after, difference) for key in (*METRICS, *further)}
     return {key: change for key, change in found.items() if change.before is not None or change.after is not None}
@@ -123,57 +121,3 @@ def _change(key: str, before: dict[str, Any], after: dict[str, Any], difference:
         difference=end - start if given is None and start is not None and end is not None else given,
         difference_interval=interval(difference.get(f"{key}_ci95")),
     )
-
-
-@dataclass(frozen=True)
-class Sample:
-    """A response that the model gave, with notes on it such as its true reward."""
-
-    response: str
-    notes: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class SamplePair:
-    """What the model answered to one prompt at the start and at the end of training."""
-
-    prompt: str
-    start: Sample | None
-    end: Sample | None
-
-
-def sample_pairs(samples: list[dict[str, Any]]) -> list[SamplePair]:
-    """Samples by prompt, in the order in which prompts first appear; the n-th start beside the n-th end."""
-    by_prompt: dict[str, dict[str, list[Sample]]] = {}
-    for row in samples:
-        when = row.get("when")
-        if when in ("start", "end"):
-            by_prompt.setdefault(_text(row.get("prompt")), {"start": [], "end": []})[when].append(_sample(row))
-    return [
-        SamplePair(prompt, start, end)
-        for prompt, answers in by_prompt.items()
-        for start, end in zip_longest(answers["start"], answers["end"])
-    ]
-
-
-def _sample(row: dict[str, Any]) -> Sample:
-    reward, logp = number(row.get("true_reward")), number(row.get("logp"))
-    notes = []
-    if reward is not None:
-        notes.append(f"true reward {show(reward)}")
-    if logp is not None:
-        notes.append(f"log-probability {show(logp)} nats")
-    if row.get("ended") is False:
-        notes.append("cut off at the length limit")
-    return Sample(_text(row.get("response")), tuple(notes))
-
-
-def _text(value: Any) -> str:
-    """A text as it stands; anything else, such as the turns of a conversation, as JSON."""
-    if value is None:
-        return ""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, indent=1)
-
-
-def _mapping(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from datetime import UTC, datetime
 from typing import Any, Literal
 
-Unit = Literal["", "share", "nats", "nats per token", "nats per response", "tokens"]
+Unit = Literal["", "share", "nats", "nats per token", "nats per response", "tokens", "count", "seconds"]
 Interval = tuple[float, float]
 
 MINUS = "\u2212"  # lines up with the plus, and never breaks off at the end of a line
@@ -31,10 +32,40 @@ def interval(value: Any) -> Interval | None:
     return None if low is None or high is None or low > high else (low, high)
 
 
+def mapping(value: Any) -> dict[str, Any]:
+    """The value if it is an object, otherwise an empty one."""
+    return value if isinstance(value, dict) else {}
+
+
+def rows(value: Any) -> list[dict[str, Any]]:
+    """The objects of a list; none if it is no list."""
+    return [row for row in value if isinstance(row, dict)] if isinstance(value, list) else []
+
+
+def name_of(setting: Any) -> str:
+    """What a block of a config is about: itself if it is text, its `name` or `path`, or the names in a list."""
+    if isinstance(setting, str):
+        return setting
+    if isinstance(setting, dict):
+        return next((setting[key] for key in ("name", "path") if isinstance(setting.get(key), str)), "")
+    if isinstance(setting, list):
+        return " + ".join(name for part in setting if (name := name_of(part)))
+    return ""
+
+
+def listed(words: list[str]) -> str:
+    """Words as one would say them: "one", "one and two", "one, two and three"."""
+    return " and ".join([*([", ".join(words[:-1])] if words[:-1] else []), *words[-1:]])
+
+
 def show(value: float | None, unit: Unit = "") -> str:
     """A value for people: shares as percentages, others with as many decimals as their size asks for."""
     if value is None:
         return MISSING
+    if unit == "count":
+        return _decimal(value, 0)
+    if unit == "seconds":
+        return show_duration(value)
     return f"{_decimal(100 * value, 1)}%" if unit == "share" else _plain(value)
 
 
@@ -50,6 +81,16 @@ def show_change(value: float | None, unit: Unit = "") -> str:
 def show_interval(value: Interval | None, unit: Unit = "") -> str:
     """An interval, "low to high"; empty if there is none, or it has no width and so says nothing."""
     return "" if value is None or value[0] == value[1] else f"{show(value[0], unit)} to {show(value[1], unit)}"
+
+
+def show_time(value: Any) -> str:
+    """A moment as manifests have it (ISO 8601), to the minute in UTC; any other text as it stands."""
+    if not isinstance(value, str):
+        return ""
+    try:
+        return datetime.fromisoformat(value).astimezone(UTC).strftime("%Y-%m-%d %H:%M UTC")
+    except (ValueError, OverflowError):
+        return value
 
 
 def show_duration(seconds: float) -> str:

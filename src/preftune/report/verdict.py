@@ -6,17 +6,39 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from preftune.report.diagnosis import Symptom, symptoms
+from preftune.report.next_steps import Advice, advice
 from preftune.report.reading import RunData
 from preftune.report.tables import Change, changes
-from preftune.report.values import Interval, Unit, number, show, show_change, show_duration, show_interval
+from preftune.report.values import (
+    Interval,
+    Unit,
+    interval,
+    listed,
+    mapping,
+    name_of,
+    number,
+    show,
+    show_change,
+    show_duration,
+    show_interval,
+)
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """The headline of a report, the paragraphs below it, and the notes that the run left."""
+    """What a report begins with.
+
+    Attributes:
+        headline: in one sentence.
+        paragraph: questions that a reader has, each with its answer; together they are one paragraph.
+        next_steps: what to try next.
+        notes: what the run noted.
+    """
 
     headline: str
-    paragraphs: list[str]
+    paragraph: list[tuple[str, str]]
+    next_steps: list[Advice]
     notes: list[str]
 
 
@@ -26,19 +48,26 @@ def verdict(run: RunData) -> Verdict:
     A difference is called one only where a 95% interval says so.
     """
     found = changes(run)
-    accuracy, reward, loss, kl = (found.get(key) for key in ("preference_accuracy", "true_reward", "loss", "kl"))
-    judged = [
+    accuracy, reward, loss = (found.get(key) for key in ("preference_accuracy", "true_reward", "loss"))
+    better = [
         _judge_accuracy(accuracy) if accuracy else "",
         _judge_reward(reward) if reward else "",
+        _judge_wins(mapping(run.evaluation.get("win_rate")), run.evaluation.get("against")),
         _judge_loss(loss) if loss and not accuracy else "",
-        _judge_distance(kl) if kl else "",
     ]
     if not accuracy and not reward and not loss:
-        judged.append("Nothing was measured on held-out data, so this report cannot say whether training helped.")
+        better.insert(0, "Nothing was measured on held-out data, so this report cannot say whether training helped.")
+    answers = {
+        "What was trained?": _what_was_done(run),
+        "Did it get better?": " ".join(sentence for sentence in better if sentence),
+        "What did it cost?": _judge_distance(run, found.get("kl")),
+        "Is anything wrong?": _judge_symptoms(symptoms(run.history, run.summary)),
+    }
     notes = run.summary.get("messages")
     return Verdict(
         headline=_headline(run, accuracy, reward, loss),
-        paragraphs=[paragraph for paragraph in (_what_was_done(run), *judged) if paragraph],
+        paragraph=[(question, answer) for question, answer in answers.items() if answer],
+        next_steps=advice(run, found),
         notes=[str(note) for note in notes] if isinstance(notes, list) else [],
     )
 
@@ -53,6 +82,8 @@ def chance(bounds: Interval | None) -> str:
 
 
 def _headline(run: RunData, accuracy: Change | None, reward: Change | None, loss: Change | None) -> str:
+    if run.failure:
+        return "This run stopped at a batch that broke it: failure.json in its folder has what is known."
     if not run.summary:
         return "This run has not finished, or it stopped early."
     parts = []
@@ -73,12 +104,15 @@ def _headline(run: RunData, accuracy: Change | None, reward: Change | None, loss
 
 
 def _what_was_done(run: RunData) -> str:
-    model, data = _name(run.config.get("model")), _name(run.config.get("data"))
+    model, data = name_of(run.config.get("model")), name_of(run.config.get("data"))
     text = f"preftune trained the model {model}" if model else "preftune trained a model"
-    text += f" on the data {data}" if data else ""
-    objective = run.summary.get("objective") or _name(run.config.get("objective"))
+    records = number(mapping(run.manifest.get("records")).get("train"))
+    amount = f"{records:,.0f} records of " if records is not None and data else ""
+    text += f" on {amount}{'the data ' if not amount else ''}{data}" if data else ""
+    objective = run.summary.get("objective") or name_of(run.config.get("objective"))
     if objective:
-        text += f" with the objective {objective}"
+        given = run.config.get("objective")
+        text += f" with the objective {objective}" + (_strength(given) if name_of(given) == objective else "")
     steps, seconds = number(run.summary.get("steps")), number(run.summary.get("seconds"))
     if steps is None:
         recorded = [step for row in run.history if (step := number(row.get("step"))) is not None]
@@ -92,20 +126,25 @@ def _what_was_done(run: RunData) -> str:
     return f"{text} ({show(speed)} pairs per second)." if speed is not None else f"{text}."
 
 
+def _strength(objective: Any) -> str:
+    """How strongly an objective holds on to the reference, in brackets."""
+    given = mapping(objective)
+    said = [f"{key} {value:g}" for key in ("beta", "tau") if (value := number(given.get(key))) is not None]
+    return f" ({', '.join(said)})" if said else ""
+
+
 def _judge_accuracy(accuracy: Change) -> str:
     if accuracy.after is None:
         return ""
     text = (
-        "Compared with its reference, which is the model before training unless the config names another, the trained "
-        f"model favours the chosen response over the rejected one in {show(accuracy.after, 'share')} of held-out pairs"
-        f"{_in_brackets(accuracy.after_interval, 'share')}. "
+        "Held against its reference (the model before training, unless the config names another), the trained model "
+        f"favours the chosen response in {show(accuracy.after, 'share')} of held-out pairs"
+        f"{_in_brackets(accuracy.after_interval, 'share')}"
     )
     if accuracy.after_interval is None:
-        text += "No interval was recorded, so chance (50%) cannot be ruled out."
+        text += "; no interval was recorded, so chance (50%) cannot be ruled out."
     else:
-        place = chance(accuracy.after_interval)
-        covers = place == "not distinguishable from chance"
-        text += f"The interval {'covers' if covers else 'excludes'} 50%: this is {place}."
+        text += f", which is {chance(accuracy.after_interval)} (50%)."
     if accuracy.before is None or accuracy.difference is None:
         return text
     change = f"a change of {show_change(accuracy.difference, 'share')}"
@@ -132,13 +171,54 @@ def _judge_loss(loss: Change) -> str:
     return f"Held-out loss went from {show(loss.before)} to {show(loss.after)}; lower is better."
 
 
-def _judge_distance(kl: Change) -> str:
-    if kl.after is None:
+def _judge_wins(win_rate: Mapping[str, Any], against: Any) -> str:
+    rate = number(win_rate.get("win_rate"))
+    if rate is None:
         return ""
-    return (
-        f"Its samples lie {show(kl.after)} nats per response from the reference model{_in_brackets(kl.after_interval)} "
-        "(KL divergence; 0 means unchanged)."
+    bounds = interval(win_rate.get("win_rate_ci95"))
+    other = f"those of {against}" if isinstance(against, str) and against else "the other model's"
+    text = (
+        f"A judge prefers its answers to {other} in {show(rate, 'share')} of comparisons{_in_brackets(bounds, 'share')}"
     )
+    controlled = number(win_rate.get("length_controlled"))
+    if controlled is not None:
+        ends = _in_brackets(interval(win_rate.get("length_controlled_ci95")), "share")
+        text += f", {show(controlled, 'share')}{ends} once length is controlled for"
+    if bounds is not None and bounds[0] <= 0.5 <= bounds[1]:
+        text += ": this may as well be a draw"
+    return f"{text}."
+
+
+def _judge_distance(run: RunData, kl: Change | None) -> str:
+    measured = mapping(mapping(run.evaluation.get("generation")).get("kl"))
+    value, error = number(measured.get("per_response")), number(measured.get("per_response_se"))
+    if value is None and kl is not None:
+        value, error = kl.after, number(mapping(run.summary.get("after")).get("kl_se"))
+    if value is None:
+        return ""
+    bounds = (value - 1.96 * error, value + 1.96 * error) if error else kl.after_interval if kl else None
+    return (
+        f"Its samples lie {show(value)} nats per response from the reference{_in_brackets(bounds)}: the KL divergence, "
+        "which is 0 as long as nothing has changed, and grows with what is given up of the old model."
+    )
+
+
+def _judge_symptoms(found: list[Symptom] | None) -> str:
+    if found is None:
+        return ""
+    said = {
+        severity: listed([_symptom(one) for one in found if one.stands and one.severity == severity])
+        for severity in ("warning", "information")
+    }
+    text = (
+        f"The training doctor warns of {said['warning']}" if said["warning"] else "The training doctor has no warning"
+    )
+    return text + (f"; for information, it notes {said['information']}." if said["information"] else ".")
+
+
+def _symptom(one: Symptom) -> str:
+    name = one.rule[:1].lower() + one.rule[1:]
+    return f"{name} ({one.figure})" if one.figure else name
 
 
 def _solidity(change: Change) -> str:
@@ -163,14 +243,3 @@ def _sign(bounds: Interval) -> int:
 def _in_brackets(bounds: Interval | None, unit: Unit = "") -> str:
     shown = show_interval(bounds, unit)
     return f" (95% interval {shown})" if shown else ""
-
-
-def _name(setting: Any) -> str:
-    """What a block of the config is about: itself if it is text, its `name` or `path`, or the names in a list."""
-    if isinstance(setting, str):
-        return setting
-    if isinstance(setting, Mapping):
-        return next((setting[key] for key in ("name", "path") if isinstance(setting.get(key), str)), "")
-    if isinstance(setting, list):
-        return " + ".join(name for part in setting if (name := _name(part)))
-    return ""

@@ -228,6 +228,10 @@ class RunFolder:
         }
         self._write("manifest.json", to_json(manifest, indent=2))
 
+    def write_data_doctor(self, values: Mapping[str, Any]) -> None:
+        """Keep what the data doctor found."""
+        self._write("data_doctor.json", to_json(values, indent=2))
+
     def manifest(self) -> dict[str, Any]:
         """What `write_manifest` kept.
 
@@ -355,7 +359,7 @@ def _never_began(path: Path) -> bool:
     """True for an empty folder, and for one that a process was killed in before its run began."""
     names = {one.name for one in path.iterdir()}
     names = {name for name in names if not (name.startswith(".") and name.endswith(".tmp"))}
-    return not names or ("manifest.json" in names and names <= {"manifest.json", "data"})
+    return not names or ("manifest.json" in names and names <= {"manifest.json", "data_doctor.json", "data"})
 
 
 class Onlooker(RunFolder):

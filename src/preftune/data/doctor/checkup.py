@@ -108,6 +108,35 @@ def decide(findings: Iterable[Finding], config: DoctorConfig, count: int) -> tup
     return kept, said
 
 
+def report(chart: Chart, findings: Iterable[Finding], config: DoctorConfig) -> dict[str, Any]:
+    """What was found at the start of training, as plain values for data_doctor.json.
+
+    Args:
+        chart: the records; its figures are told only where checks have gone over the data anyway.
+        findings: what the checks found.
+        config: the policies.
+    """
+    left_out = {name: chart.lines.drops(name) for name in ("unreadable", "identical")}
+    drops = [
+        {"name": name, "severity": "error", "text": drop.summary(), "count": drop.total, "policy": "drop"}
+        for name, drop in left_out.items()
+        if drop.total
+    ]
+    found = [
+        {
+            "name": finding.name,
+            "severity": finding.level,
+            "text": finding.sentence(),
+            "count": finding.count,
+            "policy": getattr(config, finding.name),
+        }
+        for finding in findings
+    ]
+    looked = any(getattr(config, name) != "ignore" for name in CHECKS)
+    rows_read = chart.lines.count + sum(drop.total for drop in left_out.values())
+    return {"rows": rows_read, "findings": [*drops, *found], "figures": chart.figures() if looked else {}}
+
+
 def _marked(index: Index, records: Numbers, name: str, what: str, why: Sequence[str] = ()) -> Finding | None:
     """Records with something in common, and why the first of them have it."""
     if not len(records):
