@@ -18,6 +18,7 @@ from preftune.policy.stored import Shards
 # Which runs (see runs.py) each strategy makes, all in one launch: starting takes longer than they do.
 MADE = {
     "ddp": ("dpo", "lora-stored", "kto", "single"),
+    "deepspeed": ("dpo", "stored", "lora", "kto", "single"),
     "fsdp2": ("dpo", "stored", "lora", "mix", "tdpo", "single", "single-coupled"),
 }
 COUPLES = [(strategy, name) for strategy, names in MADE.items() for name in names]
