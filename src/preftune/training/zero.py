@@ -288,7 +288,9 @@ def _deepspeed(device: torch.device) -> Any:
         warnings.simplefilter("ignore")  # about packages that are not there
         import deepspeed
         from deepspeed.ops import __compatible_ops__ as compiles
+        from deepspeed.utils import groups
 
+    groups._release_process_group_references()  # to the processes of a run before this one
     if device.type == "cpu":
         compiles[COMPILED_EXCHANGE] = False
     return deepspeed
