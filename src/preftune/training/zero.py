@@ -33,7 +33,7 @@ OFFLOAD = {
     "offload_optimizer_device": "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE",
     "offload_param_device": "ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE",
 }
-STAGES = (1, 2)
+STAGES = ("1", "2")
 # Gradients that are exchanged at once. DeepSpeed's default is 5e8: 2 GB, whatever the size of the model.
 BUCKET = 200_000_000
 # DeepSpeed would compile an exchange between processes on CPUs when it is imported; gloo is there already.
@@ -41,12 +41,12 @@ COMPILED_EXCHANGE = "deepspeed_shm_comm"
 Named = Iterable[tuple[str, nn.Parameter]]
 
 
-def zero_stage(config: TrainConfig) -> int | None:
-    """The ZeRO stage asked for; None if DeepSpeed is not wanted."""
+def zero_stage(config: TrainConfig) -> str | None:
+    """The ZeRO stage asked for, as it is written; None if DeepSpeed is not wanted."""
     asked = os.environ.get(ASKED, "false").lower() == "true"
     if config.strategy != "deepspeed" and not (config.strategy == "auto" and asked):
         return None
-    return int(os.environ.get(STAGE, "2"))
+    return os.environ.get(STAGE, "2")
 
 
 def check_zero(config: RunConfig) -> None:
@@ -63,10 +63,6 @@ def check_zero(config: RunConfig) -> None:
             "DeepSpeed shares moments out over processes, but this is one process: start it with a launcher "
             "(torchrun --nproc_per_node 8 -m preftune train ...), or set train.strategy=auto"
         )
-    if importlib.util.find_spec("deepspeed") is None:
-        raise PreftuneError(
-            "train.strategy=deepspeed needs DeepSpeed: pip install 'preftune[deepspeed]', or set train.strategy=ddp"
-        )
     if file := os.environ.get(FILE):
         raise PreftuneError(
             f"accelerate's config names a config file of DeepSpeed ({file}), which is not read: give zero_stage: 1 or "
@@ -81,36 +77,38 @@ def check_zero(config: RunConfig) -> None:
         if (where := os.environ.get(variable, "none")) != "none":
             raise PreftuneError(f"accelerate's config says {key}: {where}, which is not supported: set it to none")
     _check_keys(config)
+    if importlib.util.find_spec("deepspeed") is None:
+        raise PreftuneError(
+            "train.strategy=deepspeed needs DeepSpeed: pip install 'preftune[deepspeed]', or set train.strategy=ddp"
+        )
 
 
 def _check_keys(config: RunConfig) -> None:
     """Keys of preftune's own that do not go with DeepSpeed."""
-    without = {
-        "train.compile": (config.train.compile, False),
+    tried = {
+        "train.compile": (str(config.train.compile).lower(), "false"),
+        "train.precision": ("fp16" if config.train.precision == "fp16" else "bf16", "bf16"),
         "model.quantize": (config.model.quantize, "none"),
         "optim.name": (config.optim.name, "adamw"),
     }
-    for key, (value, expected) in without.items():
-        if value != expected:
-            found, wanted = (str(one).lower() if isinstance(one, bool) else one for one in (value, expected))
+    for key, (found, expected) in tried.items():
+        if found != expected:
             raise PreftuneError(
-                f"{key}={found} does not go with DeepSpeed: set it to {wanted}, or set train.strategy=ddp"
+                f"{key}={found} does not go with DeepSpeed: set it to {expected}, or set train.strategy=ddp"
             )
-    if config.train.precision == "fp16":
-        raise PreftuneError("train.precision=fp16 does not go with DeepSpeed: set it to bf16 or fp32")
 
 
 class ZeroAccelerator(Accelerator):
     """Accelerate for plain processes, but gradients and the optimiser's step are DeepSpeed's.
 
     Args:
-        stage: 1 or 2.
+        stage: one of `STAGES`.
         settings: of `Accelerator`.
     """
 
-    def __init__(self, stage: int, **settings: Any) -> None:
+    def __init__(self, stage: str, **settings: Any) -> None:
         super().__init__(**settings)
-        self.stage = stage
+        self.stage = int(stage)
         self.engine: Any = None
         self.zero: ZeroOptimizer | None = None
 
