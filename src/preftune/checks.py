@@ -18,6 +18,7 @@ from preftune.training.engine import check_sharded
 from preftune.training.optim import check_optimizer
 from preftune.training.processes import current
 from preftune.training.run_folder import RunFolder
+from preftune.training.zero import check_zero
 from preftune.yaml_text import short
 
 
@@ -46,6 +47,7 @@ def check(
     trains_rewards(terms)
     check_optimizer(config.optim, config.train.device)
     check_sharded(config)
+    check_zero(config)
     loading.check_keys(config.model, loaded)
     if not loaded:
         loading.check_path(config.model)

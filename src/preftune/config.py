@@ -28,10 +28,11 @@ class TrainConfig(BaseModel):
         "auto", description="of the computation; auto: bf16 on CUDA devices that have it, else fp32"
     )
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="auto: cuda, then mps, then cpu")
-    strategy: Literal["auto", "ddp", "fsdp2"] = Field(
+    strategy: Literal["auto", "ddp", "fsdp2", "deepspeed"] = Field(
         "auto",
         description="of several processes: ddp: each holds all weights; fsdp2: each a share of weights, gradients and "
-        "moments; auto: what accelerate launch was told, else ddp",
+        "moments; deepspeed: each all weights and a share of the rest (ZeRO 1 or 2); auto: what accelerate launch was "
+        "told, else ddp",
     )
     compile: bool = Field(
         False, description="compile the model's layers: up to a minute first, then faster where texts are long"

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,20 @@ from preftune.sandbox.preferences import rows
 from tests.distributed import runs
 
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+# DeepSpeed, by the ZeRO stage that `accelerate launch` would ask for.
+ZERO = {"zero1": 1, "zero2": 2}
+WITH_DEEPSPEED = pytest.mark.skipif(find_spec("deepspeed") is None, reason="deepspeed is not installed")
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "120"}
+
+
+def asked(strategy: str) -> str:
+    """`train.strategy` of one of our strategies."""
+    return "deepspeed" if strategy in ZERO else strategy
+
+
+def staged(strategy: str) -> dict[str, str]:
+    """What `accelerate launch` would put into the environment, beside that DeepSpeed is wanted."""
+    return {"ACCELERATE_DEEPSPEED_ZERO_STAGE": str(ZERO[strategy])} if strategy in ZERO else {}
 
 
 @pytest.fixture(scope="session")
@@ -48,8 +62,8 @@ def two_processes(pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> Call
     def launch(strategy: str, names: str) -> Path:
         if (strategy, names) not in done:
             folder = tmp_path_factory.mktemp(strategy)
-            words = (str(Path(runs.__file__)), str(pairs), str(folder), strategy, names)
-            environment = {**ENVIRONMENT, "PREFTUNE_CACHE": str(folder / "cache")}
+            words = (str(Path(runs.__file__)), str(pairs), str(folder), asked(strategy), names)
+            environment = {**ENVIRONMENT, **staged(strategy), "PREFTUNE_CACHE": str(folder / "cache")}
             command = [*TORCHRUN, *words]
             ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
             done[strategy, names] = folder, ended

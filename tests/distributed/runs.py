@@ -15,6 +15,7 @@ import preftune
 from preftune.policy import loading
 from preftune.training import processes
 from preftune.training.trainer import Trainer
+from preftune.training.zero import ZeroOptimizer
 
 COMMON: dict[str, Any] = {
     # nine pairs to a step, in forwards of two or fewer: five forwards here, four there; of 20, the last step has two
@@ -77,6 +78,7 @@ def main() -> None:
             "wrapped": type(trainer.prepared).__name__,
             "sharded": [isinstance(w, DTensor) and w.to_local().numel() < w.numel() for w in weights],
             "reads": reads,
+            **(_zero(trainer) if isinstance(trainer.optimizer, ZeroOptimizer) else {}),
             "states": len(states[0][0]),
             "same_states": all(
                 torch.equal(one, other) for of_one in zip(*states, strict=True) for one, other in _couples(of_one)
@@ -98,6 +100,16 @@ def main() -> None:
         run(name, data, folder, strategy)
     if main_process:
         (folder / "seen.json").write_text(json.dumps(seen))
+
+
+def _zero(trainer: Trainer) -> dict[str, int]:
+    """DeepSpeed's stage, and numbers kept in moments beside numbers trained."""
+    states = trainer.optimizer.optimizer.state.values()
+    return {
+        "stage": 2 if trainer.optimizer.zero.partition_gradients else 1,
+        "moments": sum(value.numel() for state in states for key, value in state.items() if key != "step"),
+        "trained": sum(p.numel() for p in trainer.policy.parameters() if p.requires_grad),
+    }
 
 
 def _couples(of_one: tuple[list[torch.Tensor], ...]) -> list[tuple[torch.Tensor, torch.Tensor]]:

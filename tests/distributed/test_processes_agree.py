@@ -14,13 +14,17 @@ from transformers import AutoModelForCausalLM
 
 from preftune.policy.loading import built_in_folder
 from preftune.policy.stored import Shards
+from tests.distributed.conftest import WITH_DEEPSPEED, ZERO
 
 # Which runs (see runs.py) each strategy makes, all in one launch: starting takes longer than they do.
 MADE = {
     "ddp": ("dpo", "lora-stored", "kto", "single"),
     "fsdp2": ("dpo", "stored", "lora", "mix", "tdpo", "single", "single-coupled"),
+    "zero1": ("dpo", "lora-stored", "single"),
+    "zero2": ("dpo", "stored", "lora", "mix", "tdpo", "single", "single-coupled"),
 }
-COUPLES = [(strategy, name) for strategy, names in MADE.items() for name in names]
+STRATEGIES = [pytest.param(strategy, marks=WITH_DEEPSPEED if strategy in ZERO else ()) for strategy in MADE]
+COUPLES = [pytest.param(*one.values, name, marks=one.marks) for one in STRATEGIES for name in MADE[one.values[0]]]
 TIMED = {"kind", "seconds", "pairs_per_second", "tokens_per_second", "padding_share"}
 # Differences of whole responses' log-probs of up to 60 nats, each of which float32 rounds by 2e-6.
 SUMMED = ("delta", "margin", "chosen_reward", "rejected_reward")
@@ -90,19 +94,22 @@ def test_models_are_whole_and_those_of_one_process(
         assert float((found[key] - value).abs().max()) <= 1e-5, key
 
 
-@pytest.mark.parametrize("strategy", list(MADE))
+@pytest.mark.parametrize("strategy", STRATEGIES)
 def test_weights_lie_as_asked_for(two_processes: Two, strategy: str) -> None:
     """On CPUs, Accelerate takes a plugin for FSDP and trains with DDP, without a word."""
     seen = json.loads((two_processes(strategy, ",".join(MADE[strategy])) / "seen.json").read_text())
     assert seen.keys() == set(MADE[strategy])
     for one in seen.values():
         assert len(one["sharded"]) > 10
-        assert one["wrapped"].startswith("FSDP") if strategy == "fsdp2" else one["wrapped"].startswith("Distributed")
+        assert one["wrapped"].startswith({"fsdp2": "FSDP", "ddp": "Distributed"}.get(strategy, "DeepSpeed"))
         assert set(one["sharded"]) == {strategy == "fsdp2"}
         assert one["same_states"]
         # where weights are shared out, one process reads them and sends them
         assert one["reads"] == ([1, 0] if strategy == "fsdp2" else [1, 1])
-    assert strategy == "ddp" or seen["mix"]["states"] > 0  # there was a state to compare
+        if strategy in ZERO:  # each process has half of the moments: of weights in float32, two for each
+            assert one["stage"] == ZERO[strategy]
+            assert one["moments"] == pytest.approx(one["trained"], rel=0.01)
+    assert "mix" not in seen or seen["mix"]["states"] > 0  # there was a state to compare
 
 
 def test_sharded_runs_load_in_plain_transformers(two_processes: Two) -> None:

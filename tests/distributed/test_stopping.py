@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,10 @@ from safetensors.torch import load_file
 import preftune
 from preftune.training import checkpoint
 from preftune.training.checkpoint import Tensors
+from tests.distributed.conftest import WITH_DEEPSPEED
 
-STRATEGIES = ("ddp", "fsdp2")
+ALWAYS = ("ddp", "fsdp2")
+STRATEGIES = (*ALWAYS, pytest.param("deepspeed", marks=WITH_DEEPSPEED))
 TIMES = {"seconds", "pairs_per_second", "tokens_per_second", "padding_share"}
 
 
@@ -34,7 +37,16 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "MKL_CBWR": "AUTO,STRICT",
         "PYTHONPATH": os.pathsep.join(sys.path),
     }
-    words = [sys.executable, *words, "--log-dir", str(folder / "logs"), script, str(folder), *STRATEGIES]
+    words = [
+        sys.executable,
+        *words,
+        "--log-dir",
+        str(folder / "logs"),
+        script,
+        str(folder),
+        *ALWAYS,
+        *(["deepspeed"] if find_spec("deepspeed") else []),
+    ]
     done = subprocess.run(words, capture_output=True, text=True, timeout=300, env=environment)
     logs = "".join(log.read_text() for log in folder.rglob("std*.log"))
     assert done.returncode == 0, done.stderr + logs
@@ -50,7 +62,7 @@ def lines(run: Path) -> list[dict[str, Any]]:
 def test_promise_15_two_processes_go_on_as_if_never_stopped(runs, strategy):
     calm, again = runs / f"{strategy}-calm", runs / f"{strategy}-again"
     weights = [load_file(run / "model" / "model.safetensors") for run in (calm, again)]
-    if strategy == "ddp":
+    if strategy != "fsdp2":
         assert lines(again) == lines(calm)
         assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
     else:  # CPU kernels round as operands lie in memory, and weights that FSDP2 gathers lie elsewhere each time
@@ -69,7 +81,9 @@ def test_each_process_writes_what_it_alone_holds(runs, strategy):
     folder = runs / f"{strategy}-calm" / checkpoint.name_of(6)
     sizes = [(folder / "state" / f"tensors-{process}.safetensors").stat().st_size for process in (0, 1)]
     share = sizes[1] / sum(sizes)
-    assert 0.4 < share < 0.6 if strategy == "fsdp2" else share < 0.01
+    # with ZeRO, half of the moments, beside the weights and the other half of the moments
+    low, high = {"ddp": (0, 0.01), "deepspeed": (0.3, 0.36), "fsdp2": (0.4, 0.6)}[strategy]
+    assert low <= share <= high
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from preftune.errors import PreftuneError
 from preftune.training import checkpoint
-from preftune.training.checkpoint import Tensors
+from preftune.training.checkpoint import Fragment, Tensors
 
 POSITION = {"position": {"step": 7}, "odd": [math.inf, -math.inf, 0.1, 5e-324]}
 
@@ -96,6 +96,33 @@ def test_parts_of_any_cut_make_the_whole_again(tmp_path_factory, shape, data):
         mine = torch.full_like(whole[low:high], -1.0)
         read.read_into("x", whole)
         assert torch.equal(mine, whole[low:high])
+
+
+@given(shape=st.lists(st.integers(1, 5), min_size=0, max_size=3), data=st.data())
+@settings(max_examples=40, deadline=None)
+def test_fragments_make_the_whole_again_wherever_rows_end(tmp_path_factory, shape, data):
+    run, size = tmp_path_factory.mktemp("fragments"), math.prod(shape)
+    whole = torch.arange(size, dtype=torch.float32).reshape(shape)
+    folder, digests = checkpoint.begin(run), {}
+    cuts = sorted({0, size, *data.draw(st.lists(st.integers(0, size), max_size=3))})
+    for process, (low, high) in enumerate(pairwise(cuts)):
+        mine = {"x": Fragment(whole.reshape(-1)[low:high], low, tuple(shape)), "step": Fragment(torch.ones(1), 0, ())}
+        digests |= checkpoint.write_tensors(folder, process, mine)
+    read = Tensors(checkpoint.finish(run, 1, {}, digests))
+    assert torch.equal(read.whole("x"), whole)
+    assert torch.equal(read.whole("step"), torch.tensor(1.0))
+    assert (read.dtype("x"), read.shape("x")) == (torch.float32, shape)
+    into = torch.full_like(whole, -1.0)
+    read.read_into("x", into)
+    assert torch.equal(into, whole)
+    if shape:
+        low = data.draw(st.integers(0, shape[0] - 1))
+        high = data.draw(st.integers(low + 1, shape[0]))
+        rows = torch.full_like(whole[low:high], -1.0)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(checkpoint, "_local", lambda tensor: (rows, [low] + [0] * (len(shape) - 1)))
+            read.read_into("x", whole)
+        assert torch.equal(rows, whole[low:high])
 
 
 def test_a_tensor_of_another_model_is_refused(tmp_path):

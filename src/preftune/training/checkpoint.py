@@ -13,9 +13,11 @@ forced to disk, and then it is renamed: a process that is killed at any moment l
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,21 @@ CHECKSUMS, POSITION = "checksums.json", "position.json"
 TEMPORARY = ".checkpoint.tmp"
 FORMAT = 1  # to be raised when older checkpoints cannot be read any more
 NAME = re.compile(r"step-(\d{6,})")
+
+
+@dataclass(frozen=True)
+class Fragment:
+    """What a process holds of a tensor whose elements are shared out row by row, wherever rows end.
+
+    Attributes:
+        values: the elements, as a vector.
+        start: place of the first one in the whole, read row by row.
+        shape: of the whole.
+    """
+
+    values: Tensor
+    start: int
+    shape: tuple[int, ...]
 
 
 def name_of(step: int) -> str:
@@ -51,13 +68,14 @@ def begin(run: Path) -> Path:
     return folder
 
 
-def write_tensors(folder: Path, process: int, tensors: Mapping[str, Tensor]) -> dict[str, str]:
+def write_tensors(folder: Path, process: int, tensors: Mapping[str, Tensor | Fragment]) -> dict[str, str]:
     """Write what one process holds; the first process writes what all of them have.
 
     Args:
         folder: from `begin`.
         process: number of the process, from 0.
-        tensors: by name; of a distributed one the process's own part is written, with its place in the whole.
+        tensors: by name; of a distributed one, and of a fragment, the process's own part is written, with its place in
+            the whole.
 
     Returns:
         The file and its SHA-256.
@@ -68,10 +86,10 @@ def write_tensors(folder: Path, process: int, tensors: Mapping[str, Tensor]) -> 
     parts, places = dict[str, Tensor](), dict[str, tuple[list[int], list[int]]]()
     seen = set[int]()
     for name, tensor in tensors.items():
-        if (found := _part(tensor.detach(), process)) is None:
+        if (found := _part(tensor, process)) is None:
             continue
         part, offset = found
-        held = part.cpu().contiguous()
+        held = part.detach().cpu().contiguous()
         if held.data_ptr() in seen:  # safetensors takes no tensors that share memory
             held = held.clone()
         seen.add(held.data_ptr())
@@ -166,7 +184,7 @@ def position_of(folder: Path) -> dict[str, Any]:
 
 
 class Tensors:
-    """The tensors of a checkpoint, whoever wrote which part of them."""
+    """The tensors of a checkpoint, whoever wrote which part of them: a block of it, or a fragment."""
 
     def __init__(self, folder: Path) -> None:
         """`folder` is a checkpoint that `newest` gave."""
@@ -197,10 +215,15 @@ class Tensors:
     def whole(self, name: str) -> Tensor:
         """A tensor on the host, its parts put together."""
         parts = self._parts[name]
-        if len(parts) == 1:
-            tensor: Tensor = parts[0][0].get_tensor(name)
-            return tensor
         first: Tensor = parts[0][0].get_tensor(name)
+        if self._in_fragments(name):
+            flat = torch.empty(math.prod(self._shapes[name]), dtype=first.dtype)
+            for handle, (start,) in parts:
+                piece = handle.get_tensor(name)
+                flat[start : start + len(piece)] = piece
+            return flat.view(self._shapes[name])
+        if len(parts) == 1:
+            return first
         return self._filled(name, torch.empty(self._shapes[name], dtype=first.dtype), [0] * first.ndim)
 
     @torch.no_grad()
@@ -217,34 +240,43 @@ class Tensors:
                 "and adapters that the run began with"
             )
         local, offset = _local(tensor)
-        if len(self._parts[name]) == 1:
+        if len(self._parts[name]) == 1 and not self._in_fragments(name):
             handle, start = self._parts[name][0]
             if list(local.shape) == self._shapes[name] and not any(start):
                 local.copy_(handle.get_tensor(name))
                 return
         local.copy_(self._filled(name, torch.empty(local.shape, dtype=local.dtype), offset))
 
+    def _in_fragments(self, name: str) -> bool:
+        """True if the parts are places in the elements read row by row. Of a vector, both are the same."""
+        return len(self._parts[name][0][1]) != len(self._shapes[name])
+
     def _filled(self, name: str, target: Tensor, offset: list[int]) -> Tensor:
         """`target`, which begins at `offset` of the whole, filled from the parts that overlap it."""
+        if self._in_fragments(name):
+            spans = (slice(at, at + size) for at, size in zip(offset, target.shape, strict=True))
+            return target.copy_(self.whole(name)[tuple(spans)])
         for handle, start in self._parts[name]:
             piece = handle.get_slice(name)
-            spans = [
+            overlaps = [
                 (max(at, begun), min(at + size, begun + length))
                 for at, size, begun, length in zip(offset, target.shape, start, piece.get_shape(), strict=True)
             ]
-            if all(low < high for low, high in spans):
+            if all(low < high for low, high in overlaps):
                 theirs = tuple(
-                    slice(low - begun, high - begun) for (low, high), begun in zip(spans, start, strict=True)
+                    slice(low - begun, high - begun) for (low, high), begun in zip(overlaps, start, strict=True)
                 )
-                ours = tuple(slice(low - at, high - at) for (low, high), at in zip(spans, offset, strict=True))
+                ours = tuple(slice(low - at, high - at) for (low, high), at in zip(overlaps, offset, strict=True))
                 target[ours] = piece[theirs].to(target.dtype)
         return target
 
 
-def _part(tensor: Tensor, process: int) -> tuple[Tensor, list[int]] | None:
+def _part(tensor: Tensor | Fragment, process: int) -> tuple[Tensor, list[int]] | None:
     """The part of a tensor that this process writes, and where it begins; None if another process writes it."""
     from torch.distributed.tensor import DTensor
 
+    if isinstance(tensor, Fragment):
+        return tensor.values, [tensor.start]
     if not isinstance(tensor, DTensor):
         return (tensor, [0] * tensor.ndim) if process == 0 else None
     coordinate = tensor.device_mesh.get_coordinate()

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -20,7 +19,8 @@ from torch.distributed.tensor import DTensor
 from preftune.errors import PreftuneError
 from preftune.policy.loading import sendable
 from preftune.policy.policy import PolicyModule
-from preftune.training.processes import launched, runs_on_cpu
+from preftune.training.processes import ASKED, environment, launched, runs_on_cpu
+from preftune.training.zero import ZeroAccelerator, zero_stage
 
 if TYPE_CHECKING:
     from preftune.config import RunConfig, TrainConfig
@@ -45,24 +45,26 @@ def make_accelerator(config: TrainConfig, trackers: Sequence[str], folder: RunFo
     if precision == "auto":
         cuda = available["cuda"] and config.device != "cpu"
         precision = "bf16" if cuda and torch.cuda.is_bf16_supported() else "fp32"
-    sharded = shards(config)
+    sharded, stage = shards(config), zero_stage(config)
     # a second run in the same process may differ in precision or device; Accelerate's singletons would keep the first's
     AcceleratorState._reset_state(reset_partial_state=True)
     cpu = config.device == "cpu" or (launched() > 1 and runs_on_cpu(config.device))
-    state = PartialState(cpu=cpu)
+    with environment(ASKED, "false"):  # DeepSpeed is called directly, see training/zero.py
+        state = PartialState(cpu=cpu)
     if sharded and state.distributed_type == DistributedType.MULTI_CPU:
         # on CPUs, Accelerate would leave the plugin aside without a word; it shards what it takes for GPUs
         state.distributed_type = DistributedType.MULTI_GPU
     try:
-        with _environment(SHARDS, "true" if sharded else "false"):
-            accelerator = Accelerator(
-                mixed_precision="no" if precision == "fp32" else precision,
-                cpu=cpu,
-                log_with=list(trackers) or None,
-                project_dir=str(folder.path),
-                fsdp_plugin=_plugin(precision) if sharded else None,
-                kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
-            )
+        settings: dict[str, Any] = {
+            "mixed_precision": "no" if precision == "fp32" else precision,
+            "cpu": cpu,
+            "log_with": list(trackers) or None,
+            "project_dir": str(folder.path),
+            "fsdp_plugin": _plugin(precision) if sharded else None,
+            "kwargs_handlers": [DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
+        }
+        with environment(SHARDS, "true" if sharded else "false"), environment(ASKED, "false"):
+            accelerator = Accelerator(**settings) if stage is None else ZeroAccelerator(stage, **settings)
         accelerator.init_trackers("preftune")
     except (ValueError, ImportError) as error:
         raise PreftuneError(f"cannot set up training as configured: {error}") from error
@@ -82,11 +84,6 @@ def shards(config: TrainConfig) -> bool:
     """
     configured = os.environ.get(SHARDS, "false").lower() == "true"
     wanted = config.strategy == "fsdp2" or (config.strategy == "auto" and configured)
-    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
-        raise PreftuneError(
-            "this version does not train with DeepSpeed: take DDP or FSDP2 (examples/distributed), which shards as "
-            "ZeRO-3 does"
-        )
     if wanted and launched() == 1:
         raise PreftuneError(
             "weights are to be sharded (FSDP2), but this is one process: start it with a launcher "
@@ -130,20 +127,6 @@ def _plugin(precision: str) -> FullyShardedDataParallelPlugin:
     # Accelerate's own would cast what forwards give to the precision of the computation
     plugin.mixed_precision_policy = MixedPrecisionPolicy(param_dtype=computed, reduce_dtype=torch.float32)
     return plugin
-
-
-@contextmanager
-def _environment(name: str, value: str) -> Iterator[None]:
-    """Meanwhile a variable of the environment has this value, whatever is done to it."""
-    before = os.environ.get(name)
-    os.environ[name] = value
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
 
 
 def prepare(

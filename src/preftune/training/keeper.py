@@ -215,7 +215,7 @@ class Keeper:
         text = self.trainer.tokenizer.decode
         return [{"row": one.row, "prompt": text(one.prompt[:PROMPT_TOKENS].tolist())} for one in examples]
 
-    def _collected(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    def _collected(self) -> tuple[dict[str, torch.Tensor | checkpoint.Fragment], dict[str, Any]]:
         """What the run goes on from: tensors, and numbers."""
         trainer = self.trainer
         tensors, moments = state.moments(trainer.prepared, trainer.optimizer)

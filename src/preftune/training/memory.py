@@ -20,16 +20,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from preftune.policy.policy import logps, rewards
+from preftune.policy.policy import PolicyModule, logps, rewards
 from preftune.policy.reference import AdapterOffReference, LiveReference, Reference, StartReference
 from preftune.training.batches import Indices, Schedule, lengths
 from preftune.training.feed import Feed
 from preftune.training.optim import OptimConfig, state_bytes, step_bytes
 from preftune.training.room import amount, available, refuse
 from preftune.training.step import WITH_GRADIENT, Micro, Step
+from preftune.training.zero import shared_out
 
 if TYPE_CHECKING:
     from preftune.config import RunConfig
@@ -145,7 +145,7 @@ def foresee(
     try:
         looked_at = largest(evaluated, micros)
         if blueprint is None:
-            expected = estimate(step, config.optim, micros, looked_at, again)
+            expected = shared_out(estimate(step, config.optim, micros, looked_at, again), step.accelerator)
         else:
             expected = blueprint.estimate(step.needs, config.optim, micros, looked_at, again, feed.group.size)
     except UnknownError as error:
@@ -212,8 +212,8 @@ class Rehearsal(nn.Module):
     def of(cls, step: Step) -> Rehearsal:
         """As this step does them, without a word to other processes."""
         policy, reference = step.policy, step.reference
-        if isinstance(policy, DistributedDataParallel):
-            policy = policy.module
+        if isinstance(inner := getattr(policy, "module", None), PolicyModule):  # DDP's, or DeepSpeed's
+            policy = inner
             if isinstance(reference, StartReference | AdapterOffReference):
                 reference = type(reference)(policy, reference.module)
         return cls(policy, reference, step.needs)

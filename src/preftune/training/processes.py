@@ -34,6 +34,7 @@ BEAT, SILENCE = 3.0, 40.0  # seconds between two signs of life, and those withou
 PARTING = 5.0  # seconds that a last sign of life may take
 GRACE = 5.0  # seconds in which a process may end by itself, with its own words, after another has failed
 SHORTEST, LONGEST = 0.01, 0.5  # seconds between two looks at whether the others have come
+ASKED = "ACCELERATE_USE_DEEPSPEED"  # how `accelerate launch` says that DeepSpeed is wanted
 FAILED = 2  # exit code, as of other errors that a user can mend
 _groups = count()
 _joined_once = False  # from then on, errors are told apart by `together`
@@ -146,6 +147,20 @@ def _speaks(store: Any) -> bool:
         return True
 
 
+@contextmanager
+def environment(name: str, value: str) -> Iterator[None]:
+    """Meanwhile a variable of the environment has this value, whatever is done to it."""
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
 def current() -> Group:
     """The processes of the run in progress; outside of runs, this process alone."""
     return _current
@@ -233,7 +248,8 @@ def _joined(device: str) -> Group:
         PartialState._reset_state()
         # Accelerate would train as many separate models, where there is no GPU and `cpu` is not said
         own = {} if dist.is_initialized() else {"store": dist.PrefixStore("torch", store), "timeout": COLLECTIVE}
-        PartialState(cpu=runs_on_cpu(device), **own, **({"rank": index, "world_size": size} if own else {}))
+        with environment(ASKED, "false"):  # or it would let DeepSpeed meet the others, by rules of its own
+            PartialState(cpu=runs_on_cpu(device), **own, **({"rank": index, "world_size": size} if own else {}))
     except (ValueError, RuntimeError, OSError) as error:
         raise PreftuneError(
             f"process {index} of {size} cannot reach the others ({_brief(error)}): check MASTER_ADDR and MASTER_PORT, "

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 from preftune.errors import PreftuneError
-from preftune.training.checkpoint import Tensors, local
+from preftune.training.checkpoint import Fragment, Tensors, local
+from preftune.training.zero import ZeroOptimizer
 
 Numbers = dict[str, Any]
 
@@ -55,9 +56,11 @@ def are_finite(policy: nn.Module) -> bool:
     return all(bool(torch.isfinite(local(p)).all()) for _, p in _parameters(policy) if p.requires_grad)
 
 
-def moments(policy: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], Numbers]:
+def moments(policy: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor | Fragment], Numbers]:
     """What an optimiser keeps of each parameter: tensors, and by parameter what is none."""
-    tensors, numbers = dict[str, Tensor](), Numbers()
+    tensors, numbers = dict[str, Tensor | Fragment](), Numbers()
+    if isinstance(optimizer, ZeroOptimizer):
+        return tensors | optimizer.moments(_parameters(policy)), numbers
     state = _inner(optimizer).state
     for name, parameter in _parameters(policy):
         for key, value in state.get(parameter, {}).items():
@@ -94,6 +97,9 @@ def restore(policy: nn.Module, optimizer: torch.optim.Optimizer, tensors: Tensor
     for entry in tensors.under("moments."):
         name, _, key = entry.rpartition("/")
         keys.setdefault(name, []).append(key)
+    if isinstance(optimizer, ZeroOptimizer):
+        optimizer.restore(_parameters(policy), tensors, keys)
+        return
     inner = _inner(optimizer)
     places = {p: (g, i) for g, group in enumerate(inner.param_groups) for i, p in enumerate(group["params"])}
     for name, parameter in _parameters(policy):
