@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from preftune.cli.app import LARGEST_SEED, Quiet, app
+
+if TYPE_CHECKING:
+    from preftune.evaluation.winning import Judging
 
 PANEL = "Evidence"
 
@@ -52,36 +55,60 @@ def evaluate(
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="answers written at a time")] = 64,
     by: Annotated[str, typer.Option("--by", help="field of the data's rows for figures by source")] = "source",
+    judge: Annotated[
+        str | None,
+        typer.Option(
+            "--judge",
+            help="who compares the answers: sandbox, gsm8k, package.module:function, reward:RUN, endpoint:URL#MODEL",
+        ),
+    ] = None,
+    truth: Annotated[
+        str | None, typer.Option("--truth", metavar="JUDGE", help="score the judge by one that knows, not by labels")
+    ] = None,
+    checks: Annotated[int, typer.Option(min=0, help="held-out pairs that the judge itself is scored on")] = 64,
+    rubric: Annotated[Path | None, typer.Option("--rubric", help="for a judge behind an endpoint")] = None,
+    max_calls: Annotated[int, typer.Option("--max-calls", min=1, help="most calls to an endpoint, ever")] = 10_000,
+    key: Annotated[
+        str, typer.Option("--key-variable", help="environment variable that holds the API key")
+    ] = "OPENAI_API_KEY",
     seed: Seed = 0,
     device: Where = None,
     quiet: Quiet = False,
 ) -> None:
     """Measure a run or a model on held-out data: accuracy, margin, calibration; its answers, their KL to the reference.
 
+    With a judge, also how often its answers win, controlled for length, and what the judge itself is worth.
+
     Examples:
         preftune evaluate runs/demo
+        preftune evaluate runs/demo --judge sandbox --samples 4
         preftune evaluate runs/demo --against ./another-model --samples 4
         preftune evaluate ./my-model --data pairs.jsonl --against ./its-start
     """
     from preftune.evaluation.evaluate import FIGURES
     from preftune.evaluation.evaluate import evaluate as run_evaluate
     from preftune.report.evaluation_table import show_evaluation
+    from preftune.report.judging import judging_progress
 
-    done = run_evaluate(
-        subject,
-        against=against,
-        data=data,
-        out=out,
-        prompts=prompts,
-        samples_per_prompt=samples,
-        temperature=temperature,
-        max_new_tokens=max_new_tokens,
-        batch_size=batch_size,
-        source_field=by,
-        seed=seed,
-        device=None if device is None else device.value,
-        quiet=quiet,
-    )
+    judging = _judging(judge, truth, checks, rubric, max_calls, key)
+    with judging_progress(quiet or judging is None) as progress:
+        done = run_evaluate(
+            subject,
+            against=against,
+            data=data,
+            out=out,
+            prompts=prompts,
+            samples_per_prompt=samples,
+            temperature=temperature,
+            max_new_tokens=max_new_tokens,
+            batch_size=batch_size,
+            source_field=by,
+            seed=seed,
+            device=None if device is None else device.value,
+            quiet=quiet,
+            judging=judging,
+            progress=progress,
+        )
     _note(done.notes)
     show_evaluation(done.figures)
     typer.echo(f"wrote {done.folder / FIGURES}")
@@ -182,3 +209,20 @@ def _typed() -> Iterator[str]:
 def _note(messages: list[str] | tuple[str, ...]) -> None:
     for message in messages:
         typer.echo(f"note: {message}", err=True)
+
+
+def _judging(
+    judge: str | None, truth: str | None, checks: int, rubric: Path | None, max_calls: int, key: str
+) -> Judging | None:
+    """Who judges, from the options."""
+    from preftune.errors import PreftuneError
+    from preftune.evaluation.judges import EndpointUse
+    from preftune.evaluation.winning import Judging
+
+    if judge is None:
+        for name, value in (("--truth", truth), ("--rubric", rubric)):
+            if value is not None:
+                raise PreftuneError(f"{name} is for a judge, and none is named: add --judge, or leave it out")
+        return None
+    use = EndpointUse(max_calls=max_calls, key_variable=key)
+    return Judging(judge=judge, truth=truth, checks=checks, rubric=rubric, use=use)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,6 +21,8 @@ from preftune.evaluation.generating import Generated, generate
 from preftune.evaluation.opening import Opened, open_for_evaluation
 from preftune.evaluation.pair_figures import pair_figures
 from preftune.evaluation.scoring import score
+from preftune.evaluation.win_rate import Progress
+from preftune.evaluation.winning import Judging, winning
 from preftune.files import write_whole
 from preftune.report.html import write as write_report
 from preftune.training.run_folder import to_json
@@ -62,7 +65,9 @@ def evaluate(
     source_field: str = "source",
     seed: int = 0,
     device: Literal["auto", "cpu", "cuda", "mps"] | None = None,
+    judging: Judging | None = None,
     quiet: bool = False,
+    progress: Progress | None = None,
 ) -> Evaluated:
     """Evaluate a run or a model on held-out data, and write evaluation.json and generations.jsonl.
 
@@ -79,23 +84,34 @@ def evaluate(
         source_field: field of the data's rows that says where a row comes from, for figures by source.
         seed: of the answers.
         device: where to compute; none: "cpu" if the run was told so, else "auto".
+        judging: who compares the answers; none: nobody. What was measured before stays, should a judge fail.
         quiet: no progress bar.
+        progress: told how many of how many comparisons are judged.
 
     Raises:
         PreftuneError: for anything that a user can mend: see `open_for_evaluation`.
     """
     _check(prompts, samples_per_prompt, temperature, max_new_tokens, batch_size, seed)
+    if judging is not None and not prompts:
+        raise PreftuneError("a judge needs answers to compare, but prompts is 0: set it to 1 or more")
     folder = _folder(path, out)
-    opened = open_for_evaluation(path, data=data, against=against, device=device)
-    figures = _head(opened)
-    figures |= pair_figures(score(opened, show=not quiet), opened.examples, _sources(opened, source_field))
-    generated = None
-    if prompts and not opened.is_reward_model:
-        wanted = max_new_tokens or opened.config.evaluate.max_new_tokens
-        sampling = Sampling(samples_per_prompt, temperature, wanted, seed, batch_size)
-        generated = generate(opened, prompts_of(opened, prompts), sampling)
-        figures["generation"] = generated.figures
-    write_evaluation(folder, figures, generated)
+    with ExitStack() as stack:
+        judge = None if judging is None else stack.enter_context(judging.opened(folder))  # a wrong name stops here
+        opened = open_for_evaluation(path, data=data, against=against, device=device)
+        figures = _head(opened)
+        figures |= pair_figures(score(opened, show=not quiet), opened.examples, _sources(opened, source_field))
+        generated = None
+        if prompts and not opened.is_reward_model:
+            wanted = max_new_tokens or opened.config.evaluate.max_new_tokens
+            sampling = Sampling(samples_per_prompt, temperature, wanted, seed, batch_size)
+            generated = generate(opened, prompts_of(opened, prompts), sampling)
+            figures["generation"] = generated.figures
+        write_evaluation(folder, figures, generated)
+        if judging is not None and judge is not None:
+            if generated is None:
+                raise PreftuneError(f"{path} is a reward model, which writes no answers to judge: leave the judge out")
+            figures["win_rate"] = winning(opened, generated, judge, judging, seed, progress).as_json()
+            write_evaluation(folder, figures, generated)
     if opened.run is not None and folder.resolve() == opened.run.resolve() and (folder / "report.html").exists():
         write_report(folder)
     notes = [*opened.messages, *(generated.notes if generated else ())]

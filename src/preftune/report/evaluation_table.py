@@ -38,6 +38,8 @@ def show_evaluation(figures: Mapping[str, Any], console: Console | None = None) 
             console.print(_slices(figures[key], name, "length" if name == "bucket" else "source"))
     if "generation" in figures:
         _show_answers(console, figures["generation"])
+    if "win_rate" in figures:
+        _show_win_rate(console, figures["win_rate"])
 
 
 def _pairs(figures: Mapping[str, Any]) -> Table:
@@ -83,6 +85,20 @@ def _show_answers(console: Console, figures: Mapping[str, Any]) -> None:
             error = found.get(f"{key}_se")
             told.append(f"{found[key]:.4g} {label}" + ("" if error is None else f" (standard error {error:.2g})"))
         console.print(f"KL to the reference: {', '.join(told)}", highlight=False)
+
+
+def _show_win_rate(console: Console, figures: Mapping[str, Any]) -> None:
+    table = Table("win rate", "", "95% interval", title=f"judge {escape(figures['judge'])}", title_justify="left")
+    _add(table, "raw", figures, "win_rate", "{:.3f}")
+    _add(table, "at equal length", figures, "length_controlled", "{:.3f}")
+    table.add_row("wins, ties, losses", ", ".join(f"{figures[name]:,}" for name in ("wins", "ties", "losses")), "")
+    table.add_row("verdicts that flip with the order", f"{figures['flipped']:.3f}", "")
+    if figures["unanswered"]:
+        table.add_row("without a verdict", f"{figures['unanswered']:,}", "")
+    if (check := figures.get("judge_check")) is not None:
+        truth = escape(str(check.get("truth", "labels")))
+        _add(table, f"the judge itself, on {check['pairs']} pairs, agrees with {truth}", check, "agreement", "{:.3f}")
+    console.print(table)
 
 
 def _add(table: Table, label: str, values: Mapping[str, Any], key: str, form: str) -> None:
