@@ -35,7 +35,7 @@ except ImportError:  # Windows
 PACKAGES = ("preftune", "torch", "transformers", "peft", "accelerate", "tokenizers")
 LINES = ("metrics.jsonl", "samples.jsonl")
 FILES = {"config.yaml", "manifest.json", *LINES, "summary.json", "report.html", "failure.json", "credit.jsonl"}
-FILES |= {"evaluation.json", "generations.jsonl", "verdicts.jsonl", "calls.jsonl", "data_doctor.json"}
+FILES |= {"evaluation.json", "generations.jsonl", "verdicts.jsonl", "calls.jsonl", "data_doctor.json", "benchmark.json"}
 
 
 class OutputConfig(BaseModel):
