@@ -35,6 +35,7 @@ PACKAGES = ("preftune", "torch", "transformers", "peft", "accelerate", "tokenize
 LINES = ("metrics.jsonl", "samples.jsonl")
 FILES = {"config.yaml", "manifest.json", *LINES, "summary.json", "report.html", "failure.json"}
 FILES |= {"evaluation.json", "generations.jsonl"}
+FILES |= {"verdicts.jsonl", "calls.jsonl"}  # of a judge
 
 
 class OutputConfig(BaseModel):
