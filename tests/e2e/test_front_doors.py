@@ -11,8 +11,8 @@ import pytest
 import yaml
 from safetensors import safe_open
 
-HEAVY = ("torch", "transformers", "pydantic", "numpy", "yaml", "datasets", "plotly")
-COMMANDS = ("train", "sft", "init", "demo", "pairs", "report", "version")
+HEAVY = ("torch", "transformers", "pydantic", "numpy", "yaml", "datasets", "plotly", "openai")
+COMMANDS = ("train", "sft", "init", "demo", "pairs", "report", "judge", "serve", "version")
 QUICK = ("train.max_steps=2", "evaluate.samples=0")
 MAIN = ("-c", "from preftune.cli import main; main()")
 

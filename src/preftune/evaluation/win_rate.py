@@ -16,7 +16,7 @@ from preftune.errors import PreftuneError
 from preftune.evaluation import logistic
 from preftune.evaluation.bootstrap import RESAMPLES, Floats, Statistic, interval95
 from preftune.evaluation.intervals import wilson
-from preftune.evaluation.judges.base import Comparison, Judge, Verdict
+from preftune.evaluation.judges.base import Comparison, Judge, Verdict, check_some
 
 if TYPE_CHECKING:
     from preftune.evaluation.judge_check import JudgeCheck
@@ -120,12 +120,7 @@ def judged(comparisons: Sequence[Comparison], judge: Judge, progress: Progress |
             progress(done, len(comparisons))
 
     verdicts = judge.verdicts(comparisons, tell)
-    if all(verdict.preference is None for verdict in verdicts):
-        reason = next((verdict.reason for verdict in verdicts), "")
-        raise PreftuneError(
-            f"judge {judge.name} gave no verdict on any of {len(verdicts)} comparisons; on "
-            f"{comparisons[0].key}, {reason}"
-        )
+    check_some(verdicts, comparisons, judge.name)
     return verdicts
 
 

@@ -435,6 +435,17 @@ def test_verdicts_of_an_endpoint_survive_its_end(scripted: Proxy, tmp_path: Path
         assert [verdict.preference for verdict in judge.verdicts(pairs)] == [1.0, 0.0]
 
 
+def test_a_judge_that_cannot_judge_is_not_paid_for_everything(tmp_path: Path) -> None:
+    pairs = [compared(f"{i}", "x", f"row {i}") for i in range(200)]
+    with (
+        listening(saying(lambda turns: "Well.")) as proxy,
+        open_judge(f"endpoint:{proxy.url}", tmp_path, use=QUICK) as judge,
+    ):
+        with pytest.raises(PreftuneError, match="gave no verdict on any of 64 comparisons; on row 0, its last line"):
+            judge.verdicts(pairs)
+        assert len([body for body in proxy.bodies if body]) == 4 * 64  # both orders, and a reminder each
+
+
 def test_a_file_that_is_none_of_ours(tmp_path: Path) -> None:
     (tmp_path / "verdicts.jsonl").write_text('{"mine": 1}\n')
     with pytest.raises(PreftuneError, match=r"verdicts.jsonl line 1 is no verdict that preftune kept"):

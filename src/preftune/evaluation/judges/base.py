@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -165,6 +165,14 @@ def digest(*parts: object) -> str:
     return hashlib.sha256(json.dumps([str(part) for part in parts]).encode()).hexdigest()[:16]
 
 
-def unanswered(verdicts: Iterable[Verdict]) -> list[Verdict]:
-    """Those without a preference."""
-    return [verdict for verdict in verdicts if verdict.preference is None]
+def check_some(verdicts: Sequence[Verdict], comparisons: Sequence[Comparison], judge: str) -> None:
+    """Refuse verdicts none of which says anything.
+
+    Raises:
+        PreftuneError: quotes the reason of the first one.
+    """
+    if verdicts and all(verdict.preference is None for verdict in verdicts):
+        raise PreftuneError(
+            f"judge {judge} gave no verdict on any of {len(verdicts)} comparisons; on {comparisons[0].key}, "
+            f"{verdicts[0].reason}"
+        )

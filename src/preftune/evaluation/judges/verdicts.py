@@ -7,7 +7,7 @@ from pathlib import Path
 
 from preftune.errors import PreftuneError
 from preftune.evaluation.journal import Journal
-from preftune.evaluation.judges.base import Comparison, Judge, Tell, Verdict, digest
+from preftune.evaluation.judges.base import Comparison, Judge, Tell, Verdict, check_some, digest
 
 FILE = "verdicts.jsonl"
 
@@ -24,7 +24,7 @@ class KeptJudge(Judge):
         replayed: how many were there already.
 
     Raises:
-        PreftuneError: if the file cannot be used.
+        PreftuneError: if the file cannot be used; while judging, if the judge says nothing at all at first.
     """
 
     def __init__(self, judge: Judge, folder: Path) -> None:
@@ -60,6 +60,8 @@ class KeptJudge(Judge):
                 self._known[name] = verdict
                 lines.append({"id": name, "judge": self.name, "key": comparison.key, **vars(verdict)})
             self._journal.add(*lines)
+            if not start:  # a judge that cannot judge is found out before the rest is paid for
+                check_some(verdicts, [comparison for _, comparison in batch], self.name)
         return [self._known[name] for name in names]
 
     def _has(self, name: str) -> bool:
