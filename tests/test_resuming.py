@@ -96,7 +96,7 @@ def outcome(folder: Path) -> dict[str, Any]:
         "metrics": [{key: value for key, value in line.items() if key not in TIMES} for line in lines],
         "samples": (folder / "samples.jsonl").read_text() if (folder / "samples.jsonl").exists() else "",
         "weights": [hashlib.sha256(file.read_bytes()).hexdigest() for file in weights],
-        "figures": {key: summary[key] for key in ("steps", "examples", "before", "after")},
+        "figures": {key: summary[key] for key in ("steps", "examples", "before", "after", "doctor")},
     }
 
 

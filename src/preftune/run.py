@@ -32,7 +32,7 @@ class Run:
 
     @cached_property
     def history(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl, in order: "kind" is "train" or "eval"."""
+        """The lines of metrics.jsonl, in order: "kind" is "train", "eval" or "doctor"."""
         from preftune.report.reading import read
 
         return read(self.path).history

@@ -65,6 +65,19 @@ def compiled(policies: Sequence[PolicyModule]) -> Iterator[None]:
         torch._dynamo.config.recompile_limit = limit
 
 
+@contextmanager
+def uncompiled(policy: PolicyModule) -> Iterator[None]:
+    """Meanwhile, layers run as they are: those that write token by token would be compiled again and again."""
+    kept = [(layer, layer._compiled_call_impl) for layer in _layers(policy)]
+    for layer, _ in kept:
+        layer._compiled_call_impl = None
+    try:
+        yield
+    finally:
+        for layer, implementation in kept:
+            layer._compiled_call_impl = implementation
+
+
 def _layers(policy: PolicyModule) -> list[GradientCheckpointingLayer]:
     return [module for module in policy.base.modules() if isinstance(module, GradientCheckpointingLayer)]
 

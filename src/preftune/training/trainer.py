@@ -29,14 +29,7 @@ from preftune.training.batches import Schedule, lengths
 from preftune.training.blueprint import Blueprint
 from preftune.training.credit import first_pairs, pair_credits
 from preftune.training.doctor.examiner import Examiner
-from preftune.training.engine import (
-    COMPUTED,
-    make_accelerator,
-    prepare,
-    prepare_reference,
-    used,
-    whole_state,
-)
+from preftune.training.engine import COMPUTED, make_accelerator, prepare, prepare_reference, used, whole_state
 from preftune.training.feed import Feed
 from preftune.training.gate import ExplosionError, ExplosionGate, SpikeWatch, check_start
 from preftune.training.held_out import HeldOut

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ from scenarios import world
 import preftune
 from preftune import api
 from preftune.errors import PreftuneError
-from preftune.sandbox.preferences import rows
+from preftune.policy.compiling import compiled, uncompiled
+from preftune.policy.policy import PolicyModule
+from preftune.sandbox.preferences import base_model, rows
 from preftune.training import checkpoint
 from preftune.training.step import Step
 from preftune.training.stopping import Stopped
@@ -124,6 +127,20 @@ def test_without_answers_nothing_is_sampled(tmp_path: Path) -> None:
     many = begin(tmp_path / "many")
     assert [json.loads(line) for line in (many.path / "samples.jsonl").read_text().splitlines()] == texts
     assert len(texts) == 8
+
+
+def test_answers_are_written_by_layers_as_they_are() -> None:
+    """Compiled ones would be compiled again for each token."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the compiler's own
+        import torch._dynamo
+    policy = PolicyModule(base_model(), "tree")
+    layers = list(policy.base.model.layers)
+    with compiled([policy]):
+        assert all(layer._compiled_call_impl is not None for layer in layers)
+        with uncompiled(policy):
+            assert all(layer._compiled_call_impl is None for layer in layers)
+        assert all(layer._compiled_call_impl is not None for layer in layers)
 
 
 def test_the_command_ends_with_one_sentence_and_exit_code_2(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from preftune.data.examples import Example
 from preftune.errors import PreftuneError
 from preftune.evaluation.sampling import Sampled
 from preftune.objectives.batch import Role
+from preftune.policy.compiling import uncompiled
 from preftune.policy.reference import FrozenReference, Reference, StoredReference
 from preftune.training import checkpoint
 from preftune.training.doctor import measuring
@@ -49,7 +50,7 @@ class Examiner:
         writes = not trainer.policy.scores and hasattr(trainer.policy.lm, "generate")
         wanted = prompts_wanted(trainer.config.evaluate, self.config) if writes else 0
         self.prompts = fixed_prompts(trainer.examples.held_out, trainer.examples.train, wanted)
-        self.reasons: list[Finding] = []  # why the run is to stop
+        self.reason: str | None = None  # why the run is to stop, on all processes
 
     def look(self, texts: bool) -> tuple[dict[str, float], list[dict[str, Any]]]:
         """Let the policy answer the fixed prompts.
@@ -65,7 +66,8 @@ class Examiner:
         trainer, config = self.trainer, self.trainer.config
         each = max(1, self.config.answers // len(self.prompts))
         ends, pad_id = trainer.examples.end_ids, trainer.tokenizer.pad_token_id or 0
-        drawn = answers(trainer.policy, self.prompts, each, config.evaluate, ends, pad_id, config.seed)
+        with uncompiled(trainer.policy):
+            drawn = answers(trainer.policy, self.prompts, each, config.evaluate, ends, pad_id, config.seed)
         drawn = self.group.told(drawn)  # one token that rounding decides would put the processes at odds
         lines = [
             as_text(trainer.tokenizer, prompt, drawn[each * i])
@@ -105,8 +107,10 @@ class Examiner:
             finding = Finding(one.rule, one.sign, one.step, rows if one.rule.name == DISPLACEMENT else ())
             self.trainer._log(finding.line())
             print(f"doctor: {finding.sentence()}", file=sys.stderr)
-            if self.config.stops(finding.rule.name, finding.rule.severity):
-                self.reasons.append(finding)
+            if self.reason is None and self.config.stops(finding.rule.name, finding.rule.severity):
+                self.reason = finding.clause()
+        if names:
+            self.reason = self.group.told(self.reason)
 
     def stop_if_asked(self) -> None:
         """End the run, with a checkpoint, if a rule has fired that is to stop it; at its end there is nothing to stop.
@@ -114,16 +118,15 @@ class Examiner:
         Raises:
             PreftuneError: says which rule.
         """
-        reason = self.group.told(self.reasons[0].clause() if self.reasons else None)
         step, steps = self.trainer.position.step, self.trainer.schedule.steps
-        if reason is None or step >= steps:
+        if self.reason is None or step >= steps:
             return
         keeper = self.trainer.keeper
         keeper.stops.last()
         keeper.save()
         raise PreftuneError(
-            f"the training doctor stopped the run (doctor.stop) at {reason}; {checkpoint.name_of(step)} is kept, and "
-            f"preftune train --resume {keeper.run} goes on in spite of it"
+            f"the training doctor stopped the run (doctor.stop) at {self.reason}; {checkpoint.name_of(step)} is kept, "
+            f"and preftune train --resume {keeper.run} goes on in spite of it"
         )
 
     def restore(self) -> None:
