@@ -174,3 +174,30 @@ def test_records_that_are_no_examples_are_an_error_on_request(tokenizer: PreTrai
     ):
         dataset.render(found, tokenizer, config)
     assert len(dataset.render(found, tokenizer, config.model_copy(update={"doctor": DoctorConfig()})).train) == 2
+
+
+# What the doctor found
+
+
+@pytest.mark.parametrize("policy", ["warn", "drop"])
+def test_what_the_doctor_found_is_kept_also_by_the_cache(policy: Any, tmp_path: Path) -> None:
+    given = [*rows(*range(20)), *rows(3), {**rows(30)[0], "rejected": " yes"}]
+    config = DataConfig(held_out=0.2, doctor=DoctorConfig(duplicates=policy))
+    path = write(tmp_path / "pairs.jsonl", given)
+    first, second = (dataset.read(config, path, 0).doctor for _ in range(2))
+    assert first == second
+    assert first["rows"] == 22
+    assert [(each["name"], each["severity"], each["count"], each["policy"]) for each in first["findings"]] == [
+        ("identical", "error", 1, "drop"),
+        ("duplicates", "warning", 1, policy),
+        ("length_bias", "warning", 0, "warn"),
+    ]
+    assert first["findings"][0]["text"].endswith(f"chosen and rejected are identical ({path} row 21)")
+    assert f"{path} row 20" in first["findings"][1]["text"]
+    assert first["figures"]["longer_wins"] == 1.0
+    assert json.loads(json.dumps(first)) == first
+
+
+def test_a_doctor_that_is_not_asked_tells_no_figures() -> None:
+    found = dataset.read(DataConfig(doctor=DoctorConfig().passed()), rows(*range(20)), 0).doctor
+    assert found == {"rows": 20, "findings": [], "figures": {}}

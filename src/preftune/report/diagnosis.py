@@ -70,7 +70,7 @@ def symptoms(history: Sequence[dict[str, Any]], summary: dict[str, Any]) -> list
         seen = [number(line.get("step")) for line in (*lines, row) if line["rule"] == rule]
         found.append(
             Symptom(
-                rule=rule.replace("_", " ").capitalize(),
+                rule=_called(rule),
                 severity="warning" if row.get("severity") == "warning" else "information",
                 figure=_text(row.get("figure")),
                 explanation=_text(row.get("explanation")),
@@ -130,6 +130,11 @@ def _figures(figures: dict[str, Any]) -> list[str]:
     if doubt is not None:
         said.append(f"By the confidences given with the rows, {show(doubt, 'share')} of labels are wrong.")
     return said
+
+
+def _called(rule: str) -> str:
+    """The name of a rule for people: "kl_blow_up" is "KL blow up"."""
+    return rule.replace("_", " ").capitalize().replace("Kl ", "KL ")
 
 
 def _when(steps: list[float]) -> str:

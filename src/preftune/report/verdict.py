@@ -217,7 +217,7 @@ def _judge_symptoms(found: list[Symptom] | None) -> str:
 
 
 def _symptom(one: Symptom) -> str:
-    name = one.rule[:1].lower() + one.rule[1:]
+    name = one.rule if one.rule[:2].isupper() else one.rule[:1].lower() + one.rule[1:]
     return f"{name} ({one.figure})" if one.figure else name
 
 

@@ -1,0 +1,156 @@
+"""What other commands add to a run folder, as its page tells it."""
+
+from __future__ import annotations
+
+import shutil
+
+import evidence
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from preftune.report import credit
+from preftune.report.diagnosis import checkup, symptoms
+from preftune.report.held_out import held_out
+from preftune.report.html import render
+from preftune.report.next_steps import advice
+from preftune.report.reading import read
+from preftune.report.tables import changes
+
+
+def test_an_evaluation_is_told_part_by_part():
+    found = held_out(evidence.evaluation())
+    assert found.about == (
+        "The trained model runs/demo against sandbox, on 512 pairs and 256 prompts of runs/demo/data/held_out.jsonl."
+    )
+    first = found.compared[0]
+    assert (first.label, first.shown, first.shown_bounds, first.left, first.width, first.at) == (
+        "Trained model against its reference",
+        "74.6%",
+        "70.8% to 78.4%",
+        70.8,
+        7.6,
+        74.6,
+    )
+    assert [row.label for row in found.by_source] == ["reviews/a.jsonl", "reviews/b.jsonl"]
+    assert len(found.reliability.cells[0].traces[1].x) == 10
+    assert found.calibration[1] == (
+        "A temperature of 1.31 fits best, so as it stands the model is overconfident; with that temperature the error "
+        "is 1.8%."
+    )
+    assert [row.policy for row in found.generation][:2] == ["20.40", "96.0%"]
+    assert found.kl.startswith(
+        "KL divergence from the reference, on its own samples: 2.29 ± 0.028 nats per response, 0.112 ± 0.001 "
+    )
+    assert [width for *_, width in found.wins] == [78.52, 5.08, 16.41]
+    assert found.judged[-1].startswith("On 200 pairs whose better answer is known, the judge is right in 92.0%")
+    assert held_out({}) is None
+
+
+def test_credit_adds_up_and_is_of_one_scale():
+    rows = evidence.credit(3)
+    first = credit.pairs(rows)[0]
+    chosen, rejected = first.sides
+    assert chosen.tokens[0].shade == "masked"
+    sums = [sum(value or 0 for value in rows[0][name]["credit"]) for name in ("chosen", "rejected")]
+    assert [float(side.reward.replace("\u2212", "-")) for side in (chosen, rejected)] == pytest.approx(sums, abs=0.005)
+    assert ("ranked rightly" in first.words) == (sums[0] > sums[1])
+    assert first.panel.cells[0].traces[0].y[-1] == pytest.approx(sums[0], rel=1e-4)
+    strongest = max(range(40), key=lambda i: abs(rows[0]["chosen"]["credit"][i] or 0))
+    assert chosen.decisive[0][0] == rows[0]["chosen"]["tokens"][strongest].strip()
+    shades = [token.shade for pair in credit.pairs(rows) for side in pair.sides for token in side.tokens]
+    assert {"p8", "n8"} <= set(shades)
+
+
+def test_symptoms_that_stand_come_first():
+    history = [evidence.symptom(16), evidence.symptom(32), evidence.symptom(8, "kl_blow_up")]
+    first, second = symptoms(history, {"doctor": [evidence.symptom(32)]})
+    assert (first.rule, first.stands, first.when) == ("Length exploitation", True, "first at step 16, last at step 32")
+    assert (second.rule, second.stands, second.when) == ("KL blow up", False, "step 8")
+    assert first.rows == "3, 17, 204"
+    assert [one.stands for one in symptoms(history, {})] == [True, True], "while the run goes on"
+    assert symptoms([], {"doctor": []}) == []
+    assert symptoms([], {}) is None
+
+
+def test_the_data_doctor_says_what_became_of_its_findings():
+    found = checkup(evidence.data_doctor())
+    assert found.lead == "4,096 rows were read: 2 findings."
+    assert [(name, severity, became) for name, severity, _, became in found.findings] == [
+        ("duplicates", "warning", "kept, with a warning"),
+        ("identical", "error", "left out"),
+    ]
+    assert found.figures[0].endswith("(95% interval 48.8% to 51.9%); length alone does not tell them apart.")
+    assert checkup({}) is None
+
+
+def tried(run):
+    return [one.text for one in advice(run, changes(run))]
+
+
+def evaluations(losses, accuracies=None):
+    accuracies = accuracies or [0.7] * len(losses)
+    return [
+        {"kind": "eval", "step": 10 * i, "loss": loss, "preference_accuracy": accuracy}
+        for i, (loss, accuracy) in enumerate(zip(losses, accuracies, strict=True))
+    ]
+
+
+@pytest.mark.parametrize(
+    ("metrics", "more", "words"),
+    [
+        (evaluations([0.69, 0.5, 0.6]), {}, "held-out loss was lowest at step 10 (0.500)"),
+        (evaluations([0.69, 0.6, 0.5], [0.5, 0.6, 0.7]), {}, "still rising at the end"),
+        ([], {"after": {"preference_accuracy": 0.5, "preference_accuracy_ci95": [0.45, 0.55]}}, "not above chance"),
+        ([], {"before": {"mean_length": 10}, "after": {"mean_length": 13}}, "Answers grew from 10.00 to 13.00 tokens"),
+        ([], {"before": {}, "after": {}}, "Hold out some data"),
+        ([], {"doctor": [evidence.symptom(3)]}, "Use an objective that normalises length"),
+    ],
+)
+def test_what_to_try_next_goes_by_the_figures(write_run, metrics, more, words):
+    run = read(write_run(metrics=metrics, summary={"steps": 20, "learning_rate": 1e-4, **more}))
+    assert any(words in text for text in tried(run))
+
+
+def test_a_model_that_is_no_better_than_length_is_told_so(write_run):
+    values = evidence.evaluation()
+    values["baselines"]["longer"]["accuracy"] = 0.74
+    run = read(evidence.add(write_run(), evaluation=values))
+    assert any(text.startswith("Always picking the longer response is right in 74.0%") for text in tried(run))
+    assert not any("longer response" in text for text in tried(read(write_run("other"))))
+
+
+JUNK = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.floats(), st.integers(-(10**400), 10**400), st.text(max_size=3)),
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.sampled_from(["a", "rule", "b"]), inner)),
+    max_leaves=4,
+)
+
+
+def damaged(draw, value):
+    """The same, with some of its values replaced by anything that JSON can hold."""
+    if draw(st.integers(0, 11)) == 0:
+        return draw(JUNK)
+    if isinstance(value, dict):
+        return {key: damaged(draw, inner) for key, inner in value.items() if draw(st.integers(0, 15))}
+    return [damaged(draw, inner) for inner in value[:3]] if isinstance(value, list) else value
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[*HealthCheck])
+@given(st.data())
+def test_no_evidence_breaks_the_page(write_run, tmp_path, data):
+    shutil.rmtree(tmp_path / "any", ignore_errors=True)
+    whole = {
+        "evaluation": evidence.evaluation(),
+        "generations": evidence.generations(2),
+        "credit": evidence.credit(1, 3),
+        "data_doctor": evidence.data_doctor(),
+        "summary": {"steps": 3, "doctor": [evidence.symptom(3)], "before": {"mean_length": 3}, "after": {"loss": 1.0}},
+    }
+    files = {}
+    for name, value in whole.items():
+        parts = damaged(data.draw, value)
+        kept = [row for row in parts if isinstance(row, dict)] if isinstance(parts, list) else parts
+        files[name] = kept if isinstance(kept, type(value)) else value
+    folder = evidence.add(write_run("any", metrics=[evidence.symptom(2)]), **files)
+    assert render(read(folder)).count("<section") == 8
