@@ -5,10 +5,13 @@ from __future__ import annotations
 import importlib.util
 
 import pytest
+import torch
+from accelerate.state import AcceleratorState
+from torch import nn
 
 from preftune.config import RunConfig
 from preftune.errors import PreftuneError
-from preftune.training.zero import check_zero, zero_stage
+from preftune.training.zero import ZeroAccelerator, check_zero, zero_stage
 
 
 def config(**blocks: object) -> RunConfig:
@@ -71,6 +74,17 @@ def test_keys_that_do_not_go_with_it_are_refused_by_name(blocks, said):
     train = {"strategy": "deepspeed", **blocks.pop("train", {})}
     with pytest.raises(PreftuneError, match=said):
         check_zero(config(train=train, **blocks))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_weights_that_train_must_be_float32(monkeypatch, dtype):
+    """DeepSpeed would keep a copy in float32 that no checkpoint of ours holds."""
+    for name in ("LOCAL_RANK", "RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    accelerator, module = ZeroAccelerator("2", cpu=True), nn.Linear(2, 2, dtype=dtype)
+    with pytest.raises(PreftuneError, match=f"{str(dtype)[6:]}, but with DeepSpeed .* set model.dtype=fp32"):
+        accelerator.prepare(module, torch.optim.AdamW(module.parameters()))
 
 
 def test_deepspeed_must_be_installed(monkeypatch):
