@@ -133,7 +133,6 @@ def test_answers_are_written_by_layers_as_they_are() -> None:
     """Compiled ones would be compiled again for each token."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the compiler's own
-        import torch._dynamo
     policy = PolicyModule(base_model(), "tree")
     layers = list(policy.base.model.layers)
     with compiled([policy]):
