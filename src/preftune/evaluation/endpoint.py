@@ -205,6 +205,9 @@ class Endpoint:
         """One call, within the budget; what it took is counted and kept whatever comes of it."""
         aside = request.most_tokens
         self.budget.put_aside(aside)
+        if self._stop.is_set():  # while it waited for a share of the budget
+            self.budget.count(aside, 0)
+            raise _GivenUpError
         spent, failure = aside, _Failure("broken off")
         try:
             self._keep({"key": key, "sent": aside})
