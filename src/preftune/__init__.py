@@ -16,19 +16,33 @@ __version__ = "0.1.0"
 _HOMES = {
     "train": "preftune.api",
     "resume": "preftune.api",
+    "evaluate": "preftune.evaluation.evaluate",
+    "open_for_evaluation": "preftune.evaluation.opening",
+    "score": "preftune.evaluation.scoring",
     "Run": "preftune.run",
     "RunConfig": "preftune.config",
     "PreftuneError": "preftune.errors",
     "objectives": "preftune.objectives",
 }
-__all__ = ["PreftuneError", "Run", "RunConfig", "__version__", "objectives", "resume", "train"]
+__all__ = [
+    "PreftuneError",
+    "Run",
+    "RunConfig",
+    "__version__",
+    "evaluate",
+    "objectives",
+    "open_for_evaluation",
+    "resume",
+    "score",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'preftune' has no attribute {name!r}")
     module = import_module(_HOMES[name])
-    return module if _HOMES[name].rpartition(".")[2] == name else getattr(module, name)
+    return getattr(module, name, module)  # `objectives` is a module itself
 
 
 def __dir__() -> list[str]:

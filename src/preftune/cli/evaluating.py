@@ -1,4 +1,4 @@
-"""Commands that measure and use a trained model: evaluate, score, export, chat."""
+"""Commands that measure and use a trained model: evaluate, score, benchmark, export, chat."""
 
 from __future__ import annotations
 
@@ -114,6 +114,45 @@ def score(
     _note(opened.messages)
     write_scores(out, opened, run_score(opened, tokens=tokens, show=not quiet))
     typer.echo(f"wrote {out}: {len(opened.examples)} examples of {opened.data}")
+
+
+@app.command(rich_help_panel=PANEL)
+def benchmark(
+    subject: Subject,
+    tasks: Annotated[str, typer.Option("--tasks", "-t", help="names of tasks, with commas between them")],
+    include: Annotated[Path | None, typer.Option("--include", help="folder with tasks of your own (YAML)")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="use the first questions of each task only")] = None,
+    few_shot: Annotated[int | None, typer.Option(min=0, help="examples before each question")] = None,
+    use_template: Annotated[bool, typer.Option("--chat", help="ask in the model's chat template")] = False,
+    batch_size: Annotated[int, typer.Option(min=1, help="questions read at a time")] = 8,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="file to write; default: benchmark.json in the run folder")
+    ] = None,
+    seed: Seed = 0,
+) -> None:
+    """Run tasks of lm-evaluation-harness on a run's model (pip install 'preftune[eval]').
+
+    Examples:
+        preftune benchmark runs/demo --tasks arc_easy,hellaswag --limit 200
+        preftune benchmark runs/demo --tasks my_task --include ./tasks
+    """
+    from preftune.evaluation.benchmark import benchmark as run_benchmark
+    from preftune.report.evaluation_table import show_benchmark
+
+    names = [name.strip() for name in tasks.split(",") if name.strip()]
+    found, path = run_benchmark(
+        subject,
+        names,
+        include=include,
+        limit=limit,
+        few_shot=few_shot,
+        chat=use_template,
+        batch_size=batch_size,
+        seed=seed,
+        out=out,
+    )
+    show_benchmark(found)
+    typer.echo(f"wrote {path}")
 
 
 @app.command(rich_help_panel=PANEL)

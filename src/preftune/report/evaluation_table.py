@@ -40,6 +40,16 @@ def show_evaluation(figures: Mapping[str, Any], console: Console | None = None) 
         _show_answers(console, figures["generation"])
 
 
+def show_benchmark(found: Mapping[str, Any], console: Console | None = None) -> None:
+    """Print what benchmark.json holds as a table."""
+    table = Table("task", "metric", "value", "standard error")
+    for task, metrics in found["tasks"].items():
+        for metric, value in metrics.items():
+            error = "" if value["se"] is None else f"{value['se']:.4f}"
+            table.add_row(escape(task), escape(metric), f"{value['value']:.4f}", error)
+    (console or Console()).print(table)
+
+
 def _pairs(figures: Mapping[str, Any]) -> Table:
     table = Table("held out", "", "95% interval")
     pairs = figures["pairs"]

@@ -34,7 +34,7 @@ except ImportError:  # Windows
 PACKAGES = ("preftune", "torch", "transformers", "peft", "accelerate", "tokenizers")
 LINES = ("metrics.jsonl", "samples.jsonl")
 FILES = {"config.yaml", "manifest.json", *LINES, "summary.json", "report.html", "failure.json"}
-FILES |= {"evaluation.json", "generations.jsonl"}
+FILES |= {"evaluation.json", "generations.jsonl", "benchmark.json"}
 FILES |= {"verdicts.jsonl", "calls.jsonl"}  # of a judge
 
 
