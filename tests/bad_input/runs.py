@@ -21,6 +21,7 @@ def trained(words: str) -> Path:
     settings = "train.max_steps=1 evaluate.samples=0 data.held_out=0.25"
     said = run(f"preftune train -m sandbox -d d.jsonl -o r -q {settings} {words}", folder)
     assert said.code == 0, said
+    (folder / "d.jsonl").unlink()  # a run looks for its data in the folder where it began, too
     return folder
 
 
@@ -29,6 +30,7 @@ def a_run(*changes: Callable[[Path], Any], words: str = "") -> Make:
 
     def make(folder: Path) -> None:
         shutil.copytree(trained(words), folder, dirs_exist_ok=True)
+        pairs(folder)
         for change in changes:
             change(folder)
 
@@ -97,7 +99,10 @@ RUNS = (
         ("r was trained with objective dpo, which scores pairs", "but the data has judged responses"),
     ),
     BadInput(
-        "a model without data", nothing, "preftune evaluate sandbox", ("sandbox is a model, which held nothing out",)
+        "a model without data",
+        nothing,
+        "preftune evaluate sandbox",
+        ("sandbox is no run folder, and a model held nothing out",),
     ),
     BadInput(
         "a reference of another vocabulary",

@@ -375,6 +375,10 @@ def test_a_file_is_for_one_process_at_a_time_and_must_be_whole(server: Server, t
     kept.write_text("no JSON\n")
     with pytest.raises(PreftuneError, match=r"calls.jsonl line 1 is no JSON object"):
         Endpoint(config(server.url), kept)
+    for line in ('{"mine": 1}', '{"key": "k", "sent": "many"}', '{"key": "k", "text": "t"}'):
+        kept.write_text(line + "\n")
+        with pytest.raises(PreftuneError, match=r"calls.jsonl line 1 is no call that preftune kept"):
+            Endpoint(config(server.url), kept)
     (tmp_path / "file").touch()
     with pytest.raises(PreftuneError, match="cannot write"):
         Endpoint(config(server.url), tmp_path / "file" / "calls.jsonl")

@@ -109,8 +109,11 @@ def test_two_files_of_answers_are_matched_by_prompt(judge: Command, tmp_path: Pa
 
 def test_what_a_run_generated_is_compared(judge: Command, tmp_path: Path) -> None:
     row = {"policy": " The jokes were superb.", "against": " The jokes were dull.", "policy_tokens": 5}
-    write(tmp_path / "generations.jsonl", [{"prompt": f"p{i}", **row} for i in range(5)])
-    found = json.loads(judge("sandbox", "generations.jsonl", "--json").out)
+    (tmp_path / "mine").mkdir()
+    write(tmp_path / "mine" / "generations.jsonl", [{"prompt": f"p{i}", **row} for i in range(5)])
+    said = judge("sandbox", "mine/generations.jsonl", "--json")
+    assert "runs/judge-mine/verdicts.jsonl" in said.err
+    found = json.loads(said.out)
     assert (found["wins"], found["win_rate"], found["flipped"]) == (5, 1.0, 0.0)
 
 

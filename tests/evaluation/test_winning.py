@@ -80,3 +80,13 @@ def test_a_model_without_another_side_has_nothing_to_be_judged_against(
             judging=Judging(judge="sandbox"),
             quiet=True,
         )
+
+
+def test_rows_reach_the_judge(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "rows_judge.py").write_text("def f(response, row):\n    return float(response == row['chosen'])\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    judging = Judging(judge="rows_judge:f", checks=5)
+    found = evaluate(made("dpo"), out=tmp_path / "out", prompts=2, max_new_tokens=4, judging=judging, quiet=True)
+    assert found.figures["win_rate"]["judge_check"]["pairs"] == 5
+    assert found.figures["win_rate"]["judge_check"]["agreement"] == 1

@@ -186,6 +186,7 @@ def test_bodies_that_are_no_requests(server: Server) -> None:
     assert post(server, "[" * 100_000)[0] == 400
     assert post(server, "{}", "/v1/embeddings")[0] == 404
     assert post(server, "{}", **{"Content-Length": "-5"})[0] == 411
+    assert post(server, "{}", **{"Content-Length": "9" * 5000})[0] == 413
     status, answer = post(server, "", **{"Content-Length": str(LARGEST + 1)})
     assert status == 413
     assert "expected at most 8,388,608" in answer["error"]["message"]

@@ -61,7 +61,8 @@ class Endpoint:
         self._answers: dict[str, Answer] = {}
         self._stop = threading.Event()
         self._journal = None if kept is None else Journal(kept)
-        self._recall([] if self._journal is None else self._journal.lines)
+        if self._journal is not None:
+            self._recall(self._journal)
         # a key must be given to the client, also for servers that ask for none
         self._client = openai.OpenAI(
             base_url=config.url, api_key=self._key or "none", timeout=config.timeout, max_retries=0
@@ -204,6 +205,9 @@ class Endpoint:
         """One call, within the budget; what it took is counted and kept whatever comes of it."""
         aside = request.most_tokens
         self.budget.put_aside(aside)
+        if self._stop.is_set():  # while it waited for a share of the budget
+            self.budget.count(aside, 0)
+            raise _GivenUpError
         spent, failure = aside, _Failure("broken off")
         try:
             self._keep({"key": key, "sent": aside})
@@ -265,23 +269,32 @@ class Endpoint:
         if self._journal is not None:
             self._journal.add(line)
 
-    def _recall(self, lines: Sequence[Mapping[str, Any]]) -> None:
+    def _recall(self, journal: Journal) -> None:
         """What earlier sessions were answered, and what they spent."""
         aside: Counter[str] = Counter()
-        for line in lines:
-            key = line.get("key", "")
-            if "sent" in line:
-                self.budget.calls += 1
-                aside[key] += int(line["sent"])
-                continue
-            aside[key] = 0
-            if "failed" in line:
-                self.budget.tokens += int(line["tokens"])
-            elif "text" in line:
-                answer = Answer(line["text"], bool(line["ended"]), int(line["prompt_tokens"]), int(line["tokens"]))
-                self._answers[key] = answer
-                self.budget.tokens += int(line["spent"])
+        for number, line in enumerate(journal.lines, 1):
+            try:
+                self._recall_line(line, aside)
+            except (KeyError, TypeError, ValueError):
+                journal.close()
+                raise PreftuneError(
+                    f"{journal.path} line {number} is no call that preftune kept: name another folder"
+                ) from None
         self.budget.tokens += aside.total()  # sent by processes that were killed before they heard of it
+
+    def _recall_line(self, line: Mapping[str, Any], aside: Counter[str]) -> None:
+        key = str(line["key"])
+        if "sent" in line:
+            self.budget.calls += 1
+            aside[key] += int(line["sent"])
+            return
+        aside[key] = 0
+        if "failed" in line:
+            self.budget.tokens += int(line["tokens"])
+            return
+        read, written, spent = (int(line[name]) for name in ("prompt_tokens", "tokens", "spent"))
+        self._answers[key] = Answer(str(line["text"]), bool(line["ended"]), read, written)
+        self.budget.tokens += spent
 
     def _name(self, body: Mapping[str, Any]) -> str:
         """What a request is known by: where it goes, and all of it."""

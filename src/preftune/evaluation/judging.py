@@ -17,6 +17,7 @@ from preftune.evaluation.win_rate import Progress, WinRate, win_rate
 from preftune.files import write_whole
 
 RESULT = "judge.json"
+GENERATIONS = "generations.jsonl"
 
 
 def judge_data(
@@ -85,8 +86,9 @@ def judge_data(
 
 
 def _stem(data: str) -> str:
-    """A name for a folder, after a file or a hub id."""
-    name = Path(data).name.removesuffix(".gz")
+    """A name for a folder, after a file or a hub id; after the run, for what a run generated."""
+    path = Path(data)
+    name = path.absolute().parent.name if path.name == GENERATIONS else path.name.removesuffix(".gz")
     return (Path(name).stem or name or "data").lstrip(".") or "data"
 
 

@@ -157,7 +157,9 @@ def open_for_evaluation(
         raise PreftuneError("an evaluation runs in one process: start it without a launcher")
     named = find(path)
     if data is None and named.run is None:
-        raise PreftuneError(f"{path} is a model, which held nothing out: name data to evaluate on with --data")
+        raise PreftuneError(
+            f"{path} is no run folder, and a model held nothing out: name data to evaluate on with --data"
+        )
     other_named = None if against is None else find(against)
     given = None if data is None else str(data)
     records = named.records() if given is None else _read_all(named.config, given)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
+from torch import nn
 
 from preftune.errors import PreftuneError
 from preftune.evaluation.models import find, load_policy
@@ -50,10 +51,18 @@ def open_model(path: str, name: str | None = None) -> Model:
     if named.is_reward_model:
         raise PreftuneError(f"{path} is a reward model, which writes nothing: name a language model")
     loaded = load_policy(named)
-    lm = loaded.lm.to("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
+    cuda = torch.cuda.is_available()
+    device = "cuda" if cuda else "mps" if torch.backends.mps.is_available() else "cpu"
+    lm = loaded.lm.to(device)
+
+    @contextmanager
+    def generating() -> Iterator[nn.Module]:
+        with torch.autocast(device, torch.bfloat16, enabled=cuda and torch.cuda.is_bf16_supported()):
+            yield lm
+
     return Model(
         name=name or path,
-        generating=lambda: nullcontext(lm),
+        generating=generating,
         tokenizer=loaded.tokenizer,
         rendering=named.config.data.rendering,
         context=positions(lm),

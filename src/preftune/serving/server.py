@@ -103,6 +103,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(error.status, error.body())
         except OSError:  # the client went away
             self.close_connection = True
+        except Exception as error:  # whatever it is, who asked must hear of it
+            self._send(500, RequestError(500, f"{type(error).__name__}: {error}").body())
 
     @property
     def _path(self) -> str:
@@ -136,9 +138,9 @@ class _Handler(BaseHTTPRequestHandler):
         if not length.isdecimal():
             self.close_connection = True
             raise RequestError(411, "a request needs a Content-Length")
-        if int(length) > LARGEST:
+        if len(length) > 18 or int(length) > LARGEST:
             self.close_connection = True  # the rest of it is not read
-            raise RequestError(413, f"the request has {int(length):,} bytes, expected at most {LARGEST:,}")
+            raise RequestError(413, f"the request has {length[:18]} bytes, expected at most {LARGEST:,}")
         try:
             body = json.loads(self.rfile.read(int(length)))
         except (ValueError, RecursionError):
