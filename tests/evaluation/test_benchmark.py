@@ -14,7 +14,8 @@ import torch
 from evaluation.runs import PAIRS, Made
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from preftune.evaluation.benchmark import _metrics
+from preftune.errors import PreftuneError
+from preftune.evaluation.benchmark import _metrics, benchmark
 from preftune.evaluation.export import export
 
 TASK = """
@@ -70,3 +71,9 @@ def test_a_local_task_gives_what_plain_forwards_give(made: Made, tmp_path: Path)
 def test_the_harness_words_become_metrics() -> None:
     told = {"alias": "films", "acc,none": 0.5, "acc_stderr,none": 0.1, "em,strict": 1, "em_stderr,strict": "N/A"}
     assert _metrics(told) == {"acc": {"value": 0.5, "se": 0.1}, "em (strict)": {"value": 1.0, "se": None}}
+
+
+def test_without_the_harness_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("preftune.evaluation.benchmark.HARNESS", "no_such_harness")
+    with pytest.raises(PreftuneError, match=r"pip install 'preftune\[eval\]'"):
+        benchmark("sandbox", ["films"])

@@ -157,7 +157,7 @@ def benchmark(
     ] = None,
     seed: Seed = 0,
 ) -> None:
-    """Run tasks of lm-evaluation-harness on a run's model (pip install 'preftune[eval]').
+    """Run tasks of lm-evaluation-harness, which the extra `eval` installs, on a run's model.
 
     Examples:
         preftune benchmark runs/demo --tasks arc_easy,hellaswag --limit 200

@@ -84,6 +84,7 @@ class Opened:
     messages: list[str]
     accelerator: Accelerator
     _records: Callable[[], Iterator[Record]]
+    _split: str | None
 
     @property
     def is_reward_model(self) -> bool:
@@ -105,7 +106,7 @@ class Opened:
         """The row of the data that each example came from, with all fields that it has there, in their order."""
         places = [record.where for record in self.records()]
         wanted, found = set(places), dict[Any, Mapping[str, Any]]()
-        for where, row in sources.rows(self.data, split=self.config.data.split, broken=lambda *_: None):
+        for where, row in sources.rows(self.data, split=self._split, broken=lambda *_: None):
             if where in wanted:
                 found[where] = row
         return [found.get(where, {}) for where in places]
@@ -195,6 +196,7 @@ def open_for_evaluation(
         messages=[*dict.fromkeys([*rendered.messages, *said])],
         accelerator=accelerator,
         _records=lambda: dataset.records_of(records, side, plain),
+        _split=None if given or named.config.data.held_out_path else named.config.data.split,
     )
 
 
