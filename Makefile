@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint types check bench fuzz soak study-ipo-bandits docs-objectives docs-reliability wheel clean
+.PHONY: demo test lint types check bench fuzz soak study-ipo-bandits docs-objectives docs-reliability screenshots wheel clean
 
 demo: $(VENV)/.installed
 	$(BIN)/preftune demo --out runs/demo
@@ -40,6 +40,10 @@ fuzz: $(VENV)/.dev
 
 docs-reliability: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python scripts/reliability.py
+
+# Needs chromium on the PATH.
+screenshots: $(VENV)/.dev
+	$(BIN)/python scripts/screenshots.py
 
 wheel: $(VENV)/.dev
 	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .
