@@ -58,6 +58,17 @@ def test_the_stamp_changes_with_the_files_and_only_then(server):
     assert json.loads(get(port, "/stamp")[2])["state"] == "done"
 
 
+def test_a_run_that_goes_on_is_not_called_unfinished(server):
+    folder, port = server
+    page = get(port)[2].decode()
+    assert "This run goes on; so far:" in page
+    assert "--resume" not in page
+    evidence.add(folder, summary={"steps": 40})
+    page = get(port)[2].decode()
+    assert "This run goes on" not in page
+    assert "What to try next" in page
+
+
 def test_it_answers_to_this_machine_by_its_own_name_alone(server):
     _, port = server
     assert get(port)[0] == get(port, host=f"localhost:{port}")[0] == 200

@@ -42,10 +42,14 @@ class Verdict:
     notes: list[str]
 
 
-def verdict(run: RunData) -> Verdict:
+def verdict(run: RunData, running: bool = False) -> Verdict:
     """Judge a run by its summary; by its last evaluation where the summary is silent or missing.
 
     A difference is called one only where a 95% interval says so.
+
+    Args:
+        run: its files.
+        running: True if it is known to go on.
     """
     found = changes(run)
     accuracy, reward, loss = (found.get(key) for key in ("preference_accuracy", "true_reward", "loss"))
@@ -65,9 +69,9 @@ def verdict(run: RunData) -> Verdict:
     }
     notes = run.summary.get("messages")
     return Verdict(
-        headline=_headline(run, accuracy, reward, loss),
+        headline="This run goes on; so far:" if running else _headline(run, accuracy, reward, loss),
         paragraph=[(question, answer) for question, answer in answers.items() if answer],
-        next_steps=advice(run, found),
+        next_steps=advice(run, found, running),
         notes=[str(note) for note in notes] if isinstance(notes, list) else [],
     )
 
