@@ -151,8 +151,8 @@ def answers(history: History) -> Panel | None:
     return _panel(
         "answers",
         "Sampled answers",
-        "Answers to held-out prompts: their length, the share that ends by itself and the share that repeats itself, and "
-        "how far they lie from the reference. Answers that grow or repeat themselves are a way to win without being "
+        "Answers to held-out prompts: their length, the share that ends by itself, how much they repeat, and how far "
+        "they lie from the reference. Answers that grow or repeat themselves are a way to win without being "
         "better.",
         Cell("tokens", length, y_range="tozero"),
         Cell("share", shares, y_format=".0%", y_range="tozero"),

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from preftune.report.curves import points
 from preftune.report.diagnosis import Symptom, symptoms
 from preftune.report.next_steps import Advice, advice
 from preftune.report.reading import RunData
@@ -198,6 +199,8 @@ def _judge_distance(run: RunData, kl: Change | None) -> str:
     value, error = number(measured.get("per_response")), number(measured.get("per_response_se"))
     if value is None and kl is not None:
         value, error = kl.after, number(mapping(run.summary.get("after")).get("kl_se"))
+    if value is None and (sampled := points(run.history, "eval", "sample_kl")[1]):
+        value = sampled[-1]  # of the few answers that were sampled during training
     if value is None:
         return ""
     bounds = (value - 1.96 * error, value + 1.96 * error) if error else kl.after_interval if kl else None
