@@ -50,6 +50,10 @@ docs-reliability: $(VENV)/.dev
 docs-training-doctor: $(VENV)/.installed
 	$(BIN)/python scripts/training_doctor.py
 
+# Needs chromium on the PATH.
+screenshots: $(VENV)/.dev
+	$(BIN)/python scripts/screenshots.py
+
 wheel: $(VENV)/.dev
 	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .
 

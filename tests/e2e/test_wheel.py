@@ -35,7 +35,11 @@ def test_the_wheel_holds_code_data_and_types_alone(wheel: Path) -> None:
         for file in (source / "preftune").rglob("*")
         if file.is_file() and "__pycache__" not in file.parts
     }
-    assert {"preftune/py.typed", "preftune/sandbox/base/model.safetensors", "preftune/report/page.html.jinja"} <= wanted
+    assert {
+        "preftune/py.typed",
+        "preftune/sandbox/base/model.safetensors",
+        "preftune/report/templates/page.html.jinja",
+    } <= wanted
     assert {name for name in names if ".dist-info/" not in name} == wanted
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert wheel.stat().st_size < 4_000_000

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, sync_playwright
 
 from preftune.report.browser import FLAGS, find
 
-sys.path.insert(0, str(Path(__file__).parent))  # evidence.py, beside this file
+sys.path.insert(0, str(Path(__file__).parent))  # evidence.py and visits.py, beside this file
 
 WriteRun = Callable[..., Path]
 
@@ -178,34 +178,11 @@ def browser(chromium: str) -> Iterator[Browser]:
         started.close()
 
 
-class Visit:
-    """A page in a browser, with whatever went wrong on it."""
-
-    def __init__(self, browser: Browser, address: str, **options: Any) -> None:
-        self.troubles: list[str] = []
-        self.page: Page = browser.new_page(**{"viewport": {"width": 1200, "height": 900}, **options})
-        self.page.on(
-            "console", lambda said: self.troubles.append(said.text) if said.type in ("error", "warning") else None
-        )
-        self.page.on("pageerror", lambda error: self.troubles.append(str(error)))
-        self.page.on("requestfailed", lambda request: self.troubles.append(f"failed: {request.url}"))
-        self.page.on("request", lambda request: self.requests.append(request.url))
-        self.requests: list[str] = []
-        self.page.goto(address)
-
-    def draw_all(self) -> int:
-        """Scroll through the page until every figure is drawn; how many there are."""
-        plots = self.page.locator(".plot")
-        for plot in plots.all():
-            if plot.is_visible():
-                plot.scroll_into_view_if_needed()
-                plot.locator(".main-svg").first.wait_for()
-        return plots.count()
-
-
 @pytest.fixture
-def visit(browser: Browser) -> Iterator[Callable[..., Visit]]:
-    """Opens a page: `visit(path_or_address, color_scheme="dark", ...)`."""
+def visit(browser: Browser) -> Iterator[Callable[..., Any]]:
+    """Opens a page: `visit(path_or_address, color_scheme="dark", ...)` gives a `visits.Visit`."""
+    from visits import Visit
+
     opened: list[Visit] = []
 
     def go(address: str | Path, **options: Any) -> Visit:

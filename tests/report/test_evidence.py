@@ -40,7 +40,7 @@ def test_an_evaluation_is_told_part_by_part():
     )
     assert [row.policy for row in found.generation][:2] == ["20.40", "96.0%"]
     assert found.kl.startswith(
-        "KL divergence from the reference, on its own samples: 2.29 ± 0.028 nats per response, 0.112 ± 0.001 "
+        "KL divergence from the reference, on its own samples: 2.29 ± 0.028 nats per response, 0.112 ± 0.0014 "
     )
     assert [width for *_, width in found.wins] == [78.52, 5.08, 16.41]
     assert found.judged[-1].startswith("On 200 pairs whose better answer is known, the judge is right in 92.0%")

@@ -10,6 +10,7 @@ from itertools import cycle
 
 import evidence
 import pytest
+from visits import until
 
 from preftune.report import comparison
 from preftune.report.html import write
@@ -72,7 +73,7 @@ def test_figures_have_hover_and_zoom(full, visit):
     page.mouse.down()
     page.mouse.move(box["x"] + 300, middle, steps=4)
     page.mouse.up()
-    page.wait_for_function(f"{ends}[1] < {before[1]} - 1")
+    until(page, f"{ends}[1] < {before[1]} - 1")
 
 
 def test_tabs_work_with_mouse_and_keyboard(full, visit):

@@ -14,6 +14,7 @@ from http.client import HTTPConnection
 
 import evidence
 import pytest
+from visits import until
 
 from preftune.errors import PreftuneError
 from preftune.report import watching
@@ -56,6 +57,17 @@ def test_the_stamp_changes_with_the_files_and_only_then(server):
     assert (second["stamp"] != first["stamp"], second["said"]) == (True, "Live: step 40")
     evidence.add(folder, summary={"steps": 40})
     assert json.loads(get(port, "/stamp")[2])["state"] == "done"
+
+
+def test_a_run_that_goes_on_is_not_called_unfinished(server):
+    folder, port = server
+    page = get(port)[2].decode()
+    assert "This run goes on; so far:" in page
+    assert "--resume" not in page
+    evidence.add(folder, summary={"steps": 40})
+    page = get(port)[2].decode()
+    assert "This run goes on" not in page
+    assert "What to try next" in page
 
 
 def test_it_answers_to_this_machine_by_its_own_name_alone(server):
@@ -103,7 +115,7 @@ def test_the_page_follows_a_real_run_and_ends_with_ctrl_c(tmp_path, visit):
         assert address.startswith("http://127.0.0.1:")
         seen = visit(address)
         page = seen.page
-        page.wait_for_function("document.getElementById('live').textContent.startsWith('Live: step')")
+        until(page, "document.getElementById('live').textContent.startsWith('Live: step')")
         steps = "Number(document.getElementById('live').textContent.replace(/\\D/g, ''))"
         points = "(JSON.parse(document.getElementById('figures').textContent).loss?.data[0].x.length ?? 0)"
         before, drawn = page.evaluate(steps), page.evaluate(points)
@@ -111,7 +123,7 @@ def test_the_page_follows_a_real_run_and_ends_with_ctrl_c(tmp_path, visit):
         page.locator("#figure-loss .main-svg").first.wait_for()
         page.locator("#mark-differences").uncheck()
         page.evaluate("document.getElementById('config').scrollTop = 120; scrollTo(0, 700)")
-        page.wait_for_function(f"{steps} > {before} && {points} > {drawn}", timeout=60_000)
+        until(page, f"{steps} > {before} && {points} > {drawn}")
         assert page.evaluate("scrollY") == 700
         assert page.evaluate("document.getElementById('config').scrollTop") == 120
         assert not page.locator("#mark-differences").is_checked()
@@ -122,7 +134,7 @@ def test_the_page_follows_a_real_run_and_ends_with_ctrl_c(tmp_path, visit):
         watcher.send_signal(signal.SIGINT)
         _, said = watcher.communicate(timeout=20)
         assert (watcher.returncode, said) == (0, "")
-        page.wait_for_function("document.getElementById('live').dataset.state === 'gone'")
+        until(page, "document.getElementById('live').dataset.state === 'gone'")
     finally:
         for process in (training, watcher):
             if process is not None and process.poll() is None:

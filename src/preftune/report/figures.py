@@ -140,6 +140,26 @@ def log_probability_change(history: History) -> Panel | None:
     )
 
 
+def answers(history: History) -> Panel | None:
+    """Length, ends and repetition of sampled answers, over the distance from the reference."""
+    length = line(history, "eval", "sample_length", "length", HELD_OUT)
+    shares = [
+        *line(history, "eval", "sample_end_rate", "end by themselves", CHOSEN),
+        *line(history, "eval", "sample_repetition", "repetition", REJECTED),
+    ]
+    distance = line(history, "eval", "sample_kl", "KL per response", OWN)
+    return _panel(
+        "answers",
+        "Sampled answers",
+        "Answers to held-out prompts: their length, the share that ends by itself, how much they repeat, and how far "
+        "they lie from the reference. Answers that grow or repeat themselves are a way to win without being "
+        "better.",
+        Cell("tokens", length, y_range="tozero"),
+        Cell("share", shares, y_format=".0%", y_range="tozero"),
+        Cell("KL, nats", distance, y_range="tozero"),
+    )
+
+
 def optimiser(history: History) -> Panel | None:
     """Gradient norm above learning rate."""
     norm = line(history, "train", "gradient_norm", "gradient norm", TRAINING)
@@ -192,6 +212,7 @@ PANELS: tuple[Callable[[History], Panel | None], ...] = (
     margin,
     reward_histograms,
     log_probability_change,
+    answers,
     optimiser,
     throughput,
 )

@@ -109,7 +109,7 @@ def render(run: RunData, live: Live | None = None) -> str:
     """
     started = show_time(run.manifest.get("started"))
     eyebrow = "preftune run report" + (f" · started {started}" if started else "")
-    sections, drawn = run_sections(run)
+    sections, drawn = run_sections(run, live is not None and live.state == "running")
     return page(run.name, eyebrow, sections, drawn, live)
 
 
@@ -149,8 +149,13 @@ def page(
     )
 
 
-def run_sections(run: RunData) -> tuple[list[Section], list[Panel]]:
-    """The sections of a run's page in reading order, and the figures in them."""
+def run_sections(run: RunData, running: bool = False) -> tuple[list[Section], list[Panel]]:
+    """The sections of a run's page in reading order, and the figures in them.
+
+    Args:
+        run: its files.
+        running: True if it is known to go on.
+    """
     curves, rows, evaluation = panels(run.history), changes(run), held_out(run.evaluation)
     credited = credit.pairs(run.credit)
     folder, data = shlex.quote(run.known_as), run.data_path
@@ -158,7 +163,7 @@ def run_sections(run: RunData) -> tuple[list[Section], list[Panel]]:
         "verdict": (
             "",
             {
-                "verdict": verdict(run),
+                "verdict": verdict(run, running),
                 "tiles": [rows[key] for key in TILES if key in rows and rows[key].after is not None][:4],
             },
         ),

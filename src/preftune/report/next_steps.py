@@ -31,13 +31,16 @@ class Advice:
     command: str = ""
 
 
-def advice(run: RunData, found: Mapping[str, Change]) -> list[Advice]:
+def advice(run: RunData, found: Mapping[str, Change], running: bool = False) -> list[Advice]:
     """What to try next, the most urgent first, three things at most.
 
     Args:
         run: its files.
         found: metrics before and after, as `tables.changes` returns them.
+        running: True if the run is known to go on: then there is only what the training doctor prescribes.
     """
+    if running:
+        return _remedies(run)[:MOST]
     folder = shlex.quote(run.known_as)
     if run.failure or not run.summary:
         return [Advice("Go on with the run from its last checkpoint.", f"preftune train --resume {folder}")]

@@ -107,7 +107,7 @@ def _plain(value: float) -> str:
         return "0"
     if size >= 1e7 or size < 1e-4:
         return f"{value:.2e}".replace("-", MINUS)
-    for least, decimals in ((1000, 0), (100, 1), (1, 2), (0.001, 3)):
+    for least, decimals in ((1000, 0), (100, 1), (1, 2), (0.01, 3), (0.001, 4)):
         if size >= least:
             return _decimal(value, decimals)
     return _decimal(value, 5)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from preftune.report.curves import points
 from preftune.report.diagnosis import Symptom, symptoms
 from preftune.report.next_steps import Advice, advice
 from preftune.report.reading import RunData
@@ -42,10 +43,14 @@ class Verdict:
     notes: list[str]
 
 
-def verdict(run: RunData) -> Verdict:
+def verdict(run: RunData, running: bool = False) -> Verdict:
     """Judge a run by its summary; by its last evaluation where the summary is silent or missing.
 
     A difference is called one only where a 95% interval says so.
+
+    Args:
+        run: its files.
+        running: True if it is known to go on.
     """
     found = changes(run)
     accuracy, reward, loss = (found.get(key) for key in ("preference_accuracy", "true_reward", "loss"))
@@ -65,9 +70,9 @@ def verdict(run: RunData) -> Verdict:
     }
     notes = run.summary.get("messages")
     return Verdict(
-        headline=_headline(run, accuracy, reward, loss),
+        headline="This run goes on; so far:" if running else _headline(run, accuracy, reward, loss),
         paragraph=[(question, answer) for question, answer in answers.items() if answer],
-        next_steps=advice(run, found),
+        next_steps=advice(run, found, running),
         notes=[str(note) for note in notes] if isinstance(notes, list) else [],
     )
 
@@ -194,6 +199,8 @@ def _judge_distance(run: RunData, kl: Change | None) -> str:
     value, error = number(measured.get("per_response")), number(measured.get("per_response_se"))
     if value is None and kl is not None:
         value, error = kl.after, number(mapping(run.summary.get("after")).get("kl_se"))
+    if value is None and (sampled := points(run.history, "eval", "sample_kl")[1]):
+        value = sampled[-1]  # of the few answers that were sampled during training
     if value is None:
         return ""
     bounds = (value - 1.96 * error, value + 1.96 * error) if error else kl.after_interval if kl else None
