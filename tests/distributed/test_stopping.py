@@ -58,6 +58,11 @@ def lines(run: Path) -> list[dict[str, Any]]:
     return [{key: value for key, value in line.items() if key not in TIMES} for line in read]
 
 
+def measured(run: Path) -> list[dict[str, Any]]:
+    """Without the doctor's lines, which quote figures that other roundings may change."""
+    return [line for line in lines(run) if line["kind"] != "doctor"]
+
+
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_promise_15_two_processes_go_on_as_if_never_stopped(runs, strategy):
     calm, again = runs / f"{strategy}-calm", runs / f"{strategy}-again"
@@ -66,7 +71,7 @@ def test_promise_15_two_processes_go_on_as_if_never_stopped(runs, strategy):
         assert lines(again) == lines(calm)
         assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
     else:  # CPU kernels round as operands lie in memory, and weights that FSDP2 gathers lie elsewhere each time
-        for line, other in zip(lines(calm), lines(again), strict=True):
+        for line, other in zip(measured(calm), measured(again), strict=True):
             for key in line.keys() - {"kind", "chosen_reward_histogram", "rejected_reward_histogram"}:
                 assert other[key] == pytest.approx(line[key], rel=1e-3, abs=1e-3), (key, line["step"])
         for name, value in weights[0].items():
@@ -103,6 +108,6 @@ def test_one_process_goes_on_with_what_two_have_saved(runs, strategy, tmp_path):
     mine = load_file(run / "model" / "model.safetensors")
     furthest = max(float((mine[name] - calm[name]).abs().max()) for name in calm)
     assert furthest < 1e-3, "weights move by 1e-2 in a step, and Adam's first steps are signs of gradients"
-    for one, other in zip(lines(run), lines(runs / f"{strategy}-calm"), strict=True):
+    for one, other in zip(measured(run), measured(runs / f"{strategy}-calm"), strict=True):
         assert (one["kind"], one["step"]) == (other["kind"], other["step"])
         assert one["loss"] == pytest.approx(other["loss"], abs=1e-4)

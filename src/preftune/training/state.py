@@ -46,23 +46,23 @@ class Position:
 
 def weights(policy: nn.Module) -> dict[str, Tensor]:
     """What training changes of a policy, as prepared: what trains, and buffers that are saved with a model."""
-    found = {f"weights.{name}": p for name, p in _parameters(policy) if p.requires_grad}
+    found = {f"weights.{name}": p for name, p in parameters(policy) if p.requires_grad}
     return found | {f"buffers.{name}": b for name, b in _buffers(policy)}
 
 
 @torch.no_grad()
 def are_finite(policy: nn.Module) -> bool:
     """True if all weights that train, as far as this process holds them, are numbers."""
-    return all(bool(torch.isfinite(local(p)).all()) for _, p in _parameters(policy) if p.requires_grad)
+    return all(bool(torch.isfinite(local(p)).all()) for _, p in parameters(policy) if p.requires_grad)
 
 
 def moments(policy: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor | Fragment], Numbers]:
     """What an optimiser keeps of each parameter: tensors, and by parameter what is none."""
     tensors, numbers = dict[str, Tensor | Fragment](), Numbers()
     if isinstance(optimizer, ZeroOptimizer):
-        return tensors | optimizer.moments(_parameters(policy)), numbers
+        return tensors | optimizer.moments(parameters(policy)), numbers
     state = _inner(optimizer).state
-    for name, parameter in _parameters(policy):
+    for name, parameter in parameters(policy):
         for key, value in state.get(parameter, {}).items():
             if isinstance(value, Tensor):
                 tensors[f"moments.{name}/{key}"] = value
@@ -98,11 +98,11 @@ def restore(policy: nn.Module, optimizer: torch.optim.Optimizer, tensors: Tensor
         name, _, key = entry.rpartition("/")
         keys.setdefault(name, []).append(key)
     if isinstance(optimizer, ZeroOptimizer):
-        optimizer.restore(_parameters(policy), tensors, keys)
+        optimizer.restore(parameters(policy), tensors, keys)
         return
     inner = _inner(optimizer)
     places = {p: (g, i) for g, group in enumerate(inner.param_groups) for i, p in enumerate(group["params"])}
-    for name, parameter in _parameters(policy):
+    for name, parameter in parameters(policy):
         if parameter not in places or name not in keys:
             continue
         if hasattr(inner, "init_state"):  # bitsandbytes makes its own, in memory of its own kind
@@ -149,7 +149,7 @@ def _inner(optimizer: Any) -> Any:
     return getattr(optimizer, "optimizer", optimizer)
 
 
-def _parameters(policy: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+def parameters(policy: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     """Parameters under the names that they have in the policy itself, whatever wraps it."""
     for module in policy.modules():
         if isinstance(module, FSDPModule):

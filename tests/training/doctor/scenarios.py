@@ -91,7 +91,7 @@ def swapped_words(count: int, seed: int, apart: bool = False) -> Rows:
     for words in ADJECTIVES.values():
         for word, value in words.items():
             better[word] = [other for other in words if words[other] > value]
-    for row in rows(3 * count, seed, apart=apart):
+    for row in rows(2 * count, seed, apart=apart):
         places = [word for word in tokens(row["rejected"]) if better.get(word)]
         if places and len(found) < count:
             word = rng.choice(places)
@@ -195,8 +195,8 @@ def both(make: Callable[..., Rows], count: int, apart: int = 128) -> dict[str, C
 def noisy(noise: float) -> dict[str, Callable[[int], Any]]:
     """Pairs with flipped labels on both sides."""
     return {
-        "rows": lambda seed: world(1024, seed, noise),
-        "held_out": lambda seed: world(512, seed + 1000, noise, True),
+        "rows": lambda seed: world(768, seed, noise),
+        "held_out": lambda seed: world(384, seed + 1000, noise, True),
     }
 
 
@@ -209,12 +209,13 @@ FEW: dict[str, Callable[[int], Any]] = {
 CUT: Blocks = {
     "data": {"rendering": {"max_length": 22, "truncate": "response_end"}},
     "optim": {"learning_rate": 4e-3},
+    "evaluate": {"max_new_tokens": 30},
 }
 KEEN: Blocks = {"optim": {"learning_rate": 4e-3}, "train": {"epochs": 4}}
 ALIKE: Blocks = {"optim": {"learning_rate": 4e-3}, "train": {"epochs": 2}}
 
 SICK = {
-    "likelihood displacement": Scenario("likelihood_displacement", SOFT, **both(swapped_words, 768), blocks=ALIKE),
+    "likelihood displacement": Scenario("likelihood_displacement", SOFT, **both(swapped_words, 640), blocks=ALIKE),
     "length exploitation": Scenario(
         "length_exploitation", SOFT, **both(longer, 1024), blocks={"optim": {"learning_rate": 3e-3}}
     ),
@@ -228,7 +229,7 @@ SICK = {
         "overfitting",
         DPO,
         rows=lambda seed: world(96, seed, 0.3),
-        blocks={"train": {"epochs": 20}, "batch": {"size": 32}, "optim": {"learning_rate": 3e-3}},
+        blocks={"train": {"epochs": 16}, "batch": {"size": 32}, "optim": {"learning_rate": 3e-3}},
     ),
     "KL blow-up": Scenario("kl_blow_up", {"name": "dpo", "beta": 0.02}, blocks={"optim": {"learning_rate": 1e-2}}),
     "dead reference": Scenario("dead_reference", DPO, model=SharedWeights, blocks={"train": {"epochs": 2}}),
@@ -238,7 +239,8 @@ SICK = {
     "rounded away": Scenario(
         "untrained_parameters",
         DPO,
-        blocks={"model": {"dtype": "bf16"}, "optim": {"learning_rate": 1e-6}, "batch": {"size": 128}},
+        rows=lambda seed: world(128, seed),
+        blocks={"model": {"dtype": "bf16"}, "optim": {"learning_rate": 1e-6}, "batch": {"size": 32}},
     ),
     "frozen layer": Scenario("frozen_parameters", DPO, **FEW, model=partly_frozen),
     "wrong template": Scenario("template_mismatch", DPO, **both(wrapped, 128)),
@@ -261,7 +263,7 @@ CURED = {
     "beta too small": replace(SICK["beta too small"], objective=DPO),
     "beta too large": replace(SICK["beta too large"], objective={"name": "ipo", "tau": 0.1}),
     "noisy labels": replace(SICK["noisy labels"], **noisy(0.0)),
-    "rounded away": replace(SICK["rounded away"], blocks={"optim": {"learning_rate": 1e-6}, "batch": {"size": 128}}),
+    "rounded away": replace(SICK["rounded away"], blocks={"optim": {"learning_rate": 1e-6}, "batch": {"size": 32}}),
     "frozen layer": replace(SICK["frozen layer"], model=base_model),
     "wrong template": replace(SICK["wrong template"], **FEW),
     "words of another": replace(SICK["words of another"], **FEW),

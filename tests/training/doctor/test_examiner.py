@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -133,6 +134,7 @@ def test_answers_are_written_by_layers_as_they_are() -> None:
     """Compiled ones would be compiled again for each token."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the compiler's own
+        importlib.import_module("torch._dynamo")
     policy = PolicyModule(base_model(), "tree")
     layers = list(policy.base.model.layers)
     with compiled([policy]):

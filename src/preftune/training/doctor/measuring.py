@@ -19,6 +19,7 @@ from preftune.evaluation.sampling import Sampled
 from preftune.objectives.batch import Role, pair_indices
 from preftune.policy.policy import forward_inputs, logps
 from preftune.policy.reference import Reference
+from preftune.training import state
 from preftune.training.checkpoint import local
 from preftune.training.processes import Group
 from preftune.training.step import Micro
@@ -121,7 +122,7 @@ class Parameters:
         self.policy = policy
         # of an input embedding, only the rows of tokens that were read have a gradient
         tables = [m.weight for m in policy.modules() if isinstance(m, nn.Embedding)]
-        self.sparse = {_plain(name) for name, p in policy.named_parameters() if any(p is table for table in tables)}
+        self.sparse = {_short(name) for name, p in state.parameters(policy) if any(p is table for table in tables)}
         self.start = {name: _entries(p).clone() for name, p in self._trained()}
 
     def stayed(self, group: Group) -> list[str]:
@@ -138,12 +139,11 @@ class Parameters:
 
     def share(self, names: Iterable[str]) -> float:
         """Share of all numbers that train that these parameters have."""
-        sizes = {_plain(name): p.numel() for name, p in self.policy.named_parameters() if p.requires_grad}
+        sizes = {_short(name): p.numel() for name, p in state.parameters(self.policy) if p.requires_grad}
         return sum(sizes[name] for name in names) / max(1, sum(sizes.values()))
 
     def _trained(self) -> list[tuple[str, Tensor]]:
-        parameters = self.policy.named_parameters()
-        return [(_plain(name), local(p).detach()) for name, p in parameters if p.requires_grad]
+        return [(_short(name), local(p).detach()) for name, p in state.parameters(self.policy) if p.requires_grad]
 
 
 def _entries(tensor: Tensor) -> Tensor:
@@ -151,8 +151,9 @@ def _entries(tensor: Tensor) -> Tensor:
     return flat[:: max(1, math.ceil(flat.numel() / PROBED))]
 
 
-def _plain(name: str) -> str:
-    return name.replace("_orig_mod.", "").removeprefix("module.").removeprefix("lm.")
+def _short(name: str) -> str:
+    """A parameter's name in the language model itself."""
+    return name.removeprefix("lm.")
 
 
 @torch.no_grad()
