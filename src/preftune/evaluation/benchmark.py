@@ -86,11 +86,15 @@ def benchmark(
         "limit": limit,
         "tasks": {name: _metrics(values) for name, values in results.items()},
     }
+    _write(target, found)
+    return found, target
+
+
+def _write(target: Path, found: Mapping[str, Any]) -> None:
     try:
         write_whole(target, (to_json(found, indent=2) + "\n").encode())
     except OSError as error:
         raise PreftuneError(f"cannot write {target} ({error.strerror}): make room, or name another file") from error
-    return found, target
 
 
 def _plain(lm: nn.Module) -> nn.Module:

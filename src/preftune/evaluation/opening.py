@@ -172,13 +172,11 @@ def open_for_evaluation(
     rendered = render(records, loaded, named.config)
     side: Literal["train", "held_out"] = "held_out" if given is None else "train"
     plain: Sequence[Example] = getattr(rendered, side)
-    examples = plain
-    if term is not None and term.objective.baselines:
-        examples = with_baselines(plain, rendered.train, named.config.seed)
+    baselines = term is not None and term.objective.baselines
+    examples = with_baselines(plain, rendered.train, named.config.seed) if baselines else plain
     other = load_other(named, loaded.lm, other_named)
     _check_same_tokens(named, loaded, other)
-    longest = int(lengths(examples)[:, 1].max(initial=1))
-    policy, reference, said = _modules(loaded, other, longest, named.config, accelerator)
+    policy, reference, said = _modules(loaded, other, examples, named.config, accelerator)
     return Opened(
         name=str(path),
         against=None if other is None else other.name,
@@ -261,10 +259,10 @@ def _check_same_tokens(named: Named, loaded: Loaded, other: Other | None) -> Non
 
 
 def _modules(
-    loaded: Loaded, other: Other | None, longest: int, config: RunConfig, accelerator: Accelerator
+    loaded: Loaded, other: Other | None, examples: Sequence[Example], config: RunConfig, accelerator: Accelerator
 ) -> tuple[PolicyModule, LiveReference | None, list[str]]:
     """Policy and reference, in one layout, on the device, in the precision of the run."""
-    device = accelerator.device
+    device, longest = accelerator.device, int(lengths(examples)[:, 1].max(initial=1))
     policy, said = laid_out(loaded.lm.to(device), config.model.layout, longest)
     frozen = None
     if other is not None and other.loaded is not None:
