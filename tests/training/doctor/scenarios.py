@@ -91,7 +91,7 @@ def swapped_words(count: int, seed: int, apart: bool = False) -> Rows:
     for words in ADJECTIVES.values():
         for word, value in words.items():
             better[word] = [other for other in words if words[other] > value]
-    for row in rows(2 * count, seed, apart=apart):
+    for row in rows(3 * count, seed, apart=apart):
         places = [word for word in tokens(row["rejected"]) if better.get(word)]
         if places and len(found) < count:
             word = rng.choice(places)
@@ -215,7 +215,7 @@ KEEN: Blocks = {"optim": {"learning_rate": 4e-3}, "train": {"epochs": 4}}
 ALIKE: Blocks = {"optim": {"learning_rate": 4e-3}, "train": {"epochs": 2}}
 
 SICK = {
-    "likelihood displacement": Scenario("likelihood_displacement", SOFT, **both(swapped_words, 640), blocks=ALIKE),
+    "likelihood displacement": Scenario("likelihood_displacement", SOFT, **both(swapped_words, 768), blocks=ALIKE),
     "length exploitation": Scenario(
         "length_exploitation", SOFT, **both(longer, 1024), blocks={"optim": {"learning_rate": 3e-3}}
     ),
@@ -231,7 +231,9 @@ SICK = {
         rows=lambda seed: world(96, seed, 0.3),
         blocks={"train": {"epochs": 16}, "batch": {"size": 32}, "optim": {"learning_rate": 3e-3}},
     ),
-    "KL blow-up": Scenario("kl_blow_up", {"name": "dpo", "beta": 0.02}, blocks={"optim": {"learning_rate": 1e-2}}),
+    "KL blow-up": Scenario(
+        "kl_blow_up", {"name": "dpo", "beta": 0.02}, blocks={"optim": {"learning_rate": 8e-3}, "train": {"epochs": 2}}
+    ),
     "dead reference": Scenario("dead_reference", DPO, model=SharedWeights, blocks={"train": {"epochs": 2}}),
     "beta too small": Scenario("mis_set_beta", {"name": "dpo", "beta": 0.001}, **FEW),
     "beta too large": Scenario("mis_set_beta", {"name": "ipo", "tau": 2.0}, **FEW),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import signal
@@ -132,16 +131,15 @@ def test_without_answers_nothing_is_sampled(tmp_path: Path) -> None:
 
 def test_answers_are_written_by_layers_as_they_are() -> None:
     """Compiled ones would be compiled again for each token."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the compiler's own
-        importlib.import_module("torch._dynamo")
     policy = PolicyModule(base_model(), "tree")
     layers = list(policy.base.model.layers)
-    with compiled([policy]):
-        assert all(layer._compiled_call_impl is not None for layer in layers)
-        with uncompiled(policy):
-            assert all(layer._compiled_call_impl is None for layer in layers)
-        assert all(layer._compiled_call_impl is not None for layer in layers)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the compiler's own
+        with compiled([policy]):
+            assert all(layer._compiled_call_impl is not None for layer in layers)
+            with uncompiled(policy):
+                assert all(layer._compiled_call_impl is None for layer in layers)
+            assert all(layer._compiled_call_impl is not None for layer in layers)
 
 
 def test_the_command_ends_with_one_sentence_and_exit_code_2(tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ def test_displacement_names_the_rows_that_drive_it(carried: Carried) -> None:
 
     sick = SICK["likelihood displacement"]
     (line,) = [one for one in carried(sick)["found"] if one["rule"] == sick.rule]
-    rows = swapped_words(640, 0)
+    rows = swapped_words(768, 0)
     assert len(line["rows"]) == len(set(line["rows"])) == 5
     assert all(0 <= row < len(rows) for row in line["rows"])
     assert line["rows"] == next(one for one in carried(sick)["standing"] if one["rule"] == sick.rule)["rows"]
