@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from preftune.inspection import Inspected
     from preftune.studies.credit import Ground
 
-FOR, AGAINST = (15, 155, 120), (221, 100, 48)  # the colours of chosen and rejected in every figure
+FOR, AGAINST = (58, 127, 213), (209, 73, 91)  # as in the report
 LONGEST = 600  # tokens of a response that are shown
 DECIDING = 5
 
@@ -26,7 +26,7 @@ DECIDING = 5
 def show(found: Sequence[Inspected], split: Split, console: Console | None = None) -> None:
     """Print the responses of each example, coloured by the credit of their tokens.
 
-    Green tokens earned reward, orange ones lost it; the deepest colour of an example is its largest credit. What
+    Blue tokens earned reward, red ones lost it; the deepest colour of an example is its largest credit. What
     colours say, the figures below them say too.
     """
     console = console or Console()
@@ -43,7 +43,7 @@ def show(found: Sequence[Inspected], split: Split, console: Console | None = Non
             for side, place, part in pair.deciding(DECIDING):
                 word = visible(getattr(pair, side).tokens[place]).strip()
                 _say(console, f"  {part:+.3f}  {word!r} in {side}, token {place + 1}")
-        _say(console, f"colours: up to {largest:.3f}, green for reward, orange for its loss", "dim")
+        _say(console, f"colours: up to {largest:.3f}, blue for reward, red for its loss", "dim")
 
 
 def heat_map(credit: TokenCredit, largest: float) -> Text:

@@ -41,6 +41,17 @@ METRICS = {
     "grammatical": Metric(
         "Grammatical", "Share of sampled responses that keep to the grammar of the built-in world.", "share"
     ),
+    "sample_length": Metric("Length of answers", "Mean of the model's own answers, end token included.", "tokens"),
+    "sample_end_rate": Metric("Answers that end", "Share that end by themselves before they are cut.", "share"),
+    "sample_repetition": Metric(
+        "Repetition", "Share of an answer's runs of four tokens that stood in it before.", "share"
+    ),
+    "sample_distinct": Metric("Different answers", "Different answers as a share of all.", "share"),
+    "sample_kl": Metric(
+        "KL divergence, quick",
+        "The same on few answers, as the training doctor measures it while the run goes on.",
+        "nats per response",
+    ),
     "loss": Metric("Loss", "What training minimises, on held-out data; lower is better."),
     "margin": Metric("Reward margin", "Chosen reward less rejected reward, mean over held-out pairs."),
     "chosen_reward": Metric("Reward of chosen", "Mean implicit reward of the chosen responses."),
@@ -60,7 +71,16 @@ METRICS = {
 
 
 # Spreads, parts and changes of the metrics above: they have their place in the figures.
-DETAILS = ("_sd", "_se", "_q10", "_q50", "_q90", "_change", "_length")
+DETAILS = ("_sd", "_se", "_q10", "_q50", "_q90", "_change", "_length", "_first_logp", "_last_logp")
+# What the training doctor goes by, and says itself where it matters.
+OF_THE_DOCTOR = frozenset(
+    {
+        "sample_logp_per_token",
+        "sample_reference_logp_per_token",
+        "sample_kl_per_token",
+        "delta_length_correlation",
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -103,7 +123,7 @@ def changes(run: RunData) -> dict[str, Change]:
     after = {**(ends[-1] if ends else {}), **mapping(run.summary.get("after"))}
     difference = mapping(run.summary.get("difference"))
     told = {**mapping(run.summary.get("before")), **mapping(run.summary.get("after"))}
-    further = [key for key in told if key not in METRICS and not key.endswith(DETAILS)]
+    further = [key for key in told if key not in OF_THE_DOCTOR.union(METRICS) and not key.endswith(DETAILS)]
     found = {key: _change(key, before, after, difference) for key in (*METRICS, *further)}
     return {key: change for key, change in found.items() if change.before is not None or change.after is not None}
 
