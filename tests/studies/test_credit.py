@@ -3,6 +3,8 @@ beside it, is `make study-credit`."""
 
 import json
 import random
+import re
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from preftune.report.inspection import show_study
 from preftune.studies import credit
 from preftune.studies.credit import Form, corrupted
 
+QUESTION = "He buys 3 bags of 4 apples. 12 cost $2 each, and he has $30."
 ANSWER = " He buys 3*4 = 12 apples.\nThey cost 12*$2 = $24.\nSo he has 30-24 = 6 left.\n#### 6"
 
 
@@ -40,21 +43,35 @@ def test_what_came_out_is_kept_and_shown(found: tuple[credit.Ground, Path], caps
     assert f"{ground.rates[0].hits:.3f}" in capsys.readouterr().out
 
 
-def test_one_line_is_corrupted_and_all_others_stay() -> None:
+@pytest.mark.parametrize("kind", ["misread", "result"])
+def test_one_number_of_one_line_is_replaced_and_all_others_stay(kind: credit.Kind) -> None:
     rng = random.Random(0)
     for _ in range(50):
-        changed = corrupted(ANSWER, rng)
+        changed = corrupted(QUESTION, ANSWER, kind, rng)
         assert changed is not None
         text, place = changed
         before, after = ANSWER.split("\n"), text.split("\n")
         differing = [i for i, (old, new) in enumerate(zip(before, after, strict=True)) if old != new]
         assert differing == [place]
         assert len(after[place]) == len(before[place])
+        left, right = (line.rpartition("=")[::2] for line in (before[place], after[place]))
+        assert (left[0] == right[0]) == (kind == "result")
+        assert (left[1] == right[1]) == (kind == "misread")
+
+
+def test_what_is_misread_stands_in_the_question() -> None:
+    rng = random.Random(0)
+    for _ in range(50):
+        changed = corrupted(QUESTION, ANSWER, "misread", rng)
+        assert changed is not None
+        text, place = changed
+        (old,) = set(re.findall(r"\d+", ANSWER.split("\n")[place])) - set(re.findall(r"\d+", text.split("\n")[place]))
+        assert old in re.findall(r"\d+", QUESTION)
 
 
 @pytest.mark.parametrize("answer", [" No sums here.\n#### 3", " 3+4 = 7\n#### 7", ""])
 def test_an_answer_of_fewer_than_two_sums_is_left_out(answer: str) -> None:
-    assert corrupted(answer, random.Random(0)) is None
+    assert corrupted("3 and 4?", answer, "result", random.Random(0)) is None
 
 
 def test_worked_answers_are_a_ground_too(tmp_path: Path) -> None:
@@ -64,7 +81,8 @@ def test_worked_answers_are_a_ground_too(tmp_path: Path) -> None:
         a, b = rng.randrange(10, 50), rng.randrange(10, 40)
         answer = f" She has {a}+{b} = {a + b} in all.\nThen {a + b}-{b} = {a} are left.\n#### {a}"
         worked.append(Demonstration(f"Question: {a} and {b}?\nAnswer:", answer, Where("made", number)))
-    ground = credit._ground("gsm8k", Form(40, 1, 16, 8, (0,)), tmp_path, worked, show=False)
+    make = partial(credit._gsm8k, worked, "misread")
+    ground = credit._ground("gsm8k", Form(40, 1, 16, 8, (0,)), tmp_path, make, show=False)
     assert ground.answers == 8
     assert ground.lines == 3
     assert {rate.rule for rate in ground.rates} == set(credit.RULES)

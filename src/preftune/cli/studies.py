@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -40,6 +40,9 @@ def credit(
     data: Annotated[
         Path | None, typer.Option("--data", "-d", help="folder with GSM8K's train.jsonl: a second ground")
     ] = None,
+    kind: Annotated[
+        Literal["misread", "result"], typer.Option(help="which number of a line of GSM8K is made wrong")
+    ] = "misread",
     quick: Annotated[bool, typer.Option("--quick", help="one seed and small sizes: under a minute")] = False,
 ) -> None:
     """Does credit find the step that is wrong? Trained on whole answers, judged line by line.
@@ -49,7 +52,7 @@ def credit(
     from preftune.report.inspection import show_study
     from preftune.studies.credit import study as run_study
 
-    found = run_study(out, data, quick=quick)
+    found = run_study(out, data, kind, quick=quick)
     show_study(found)
     if not all(ground.held for ground in found):
         raise typer.Exit(1)

@@ -13,10 +13,11 @@ from __future__ import annotations
 import json
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,6 +46,7 @@ BETA = 0.1
 AT_ONCE = 32  # answers scored in a forward
 
 Array = NDArray[np.float64]
+Kind = Literal["misread", "result"]  # of a corrupted line
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ class Form:
 
 FULL = {
     "steps": Form(16_000, 1, 4096, 1000, (0, 1, 2)),
-    "gsm8k": Form(5_000, 2, 2_000, 450, (0,)),
+    "gsm8k": Form(5_000, 2, 4_000, 450, (0,)),
 }
 QUICK = {"steps": Form(7_000, 1, 1024, 300, (0,)), "gsm8k": Form(400, 1, 100, 60, (0,))}
 
@@ -119,12 +121,15 @@ class Ground:
         return all(rate.behind_ci95[0] > 0 for rate in self.rates if rate.rule in TO_BEAT)
 
 
-def study(out: Path, data: Path | None = None, quick: bool = False, show: bool = False) -> list[Ground]:
+def study(
+    out: Path, data: Path | None = None, kind: Kind = "misread", quick: bool = False, show: bool = False
+) -> list[Ground]:
     """Run the study and write results.json.
 
     Args:
         out: folder of the study.
         data: folder with GSM8K's train.jsonl; without it only the built-in ground is run.
+        kind: how a line of GSM8K is corrupted.
         quick: one seed and small sizes.
         show: progress bars.
 
@@ -135,9 +140,9 @@ def study(out: Path, data: Path | None = None, quick: bool = False, show: bool =
     worked = None
     if data is not None:
         worked = [*gsm8k.demonstrations(data / "train.jsonl" if data.is_dir() else data)]
-    found = [_ground("steps", forms["steps"], out, None, show)]
+    found = [_ground("steps", forms["steps"], out, _steps, show)]
     if worked is not None:
-        found.append(_ground("gsm8k", forms["gsm8k"], out, worked, show))
+        found.append(_ground(f"gsm8k, {kind}", forms["gsm8k"], out, partial(_gsm8k, worked, kind), show))
     text = json.dumps({"beta": BETA, "grounds": [asdict(ground) for ground in found]}, indent=1)
     try:
         (out / "results.json").write_text(text + "\n", encoding="utf-8")
@@ -164,34 +169,51 @@ def localise(run: Run, judged: Sequence[Judged], reference: PolicyModule) -> Arr
     return np.array(rows)
 
 
-def corrupted(answer: str, rng: random.Random) -> tuple[str, int] | None:
-    """A worked answer with the result of one line changed, and which line that is; None if no line has a result.
+def corrupted(question: str, answer: str, kind: Kind, rng: random.Random) -> tuple[str, int] | None:
+    """A worked answer with one number of one line replaced, and which line that is; None if no lines are to choose from.
 
-    What comes after the last "=" of a line is replaced by another number of as many digits; all other lines stay.
+    Args:
+        question: as text.
+        answer: its lines; those with "=" are sums.
+        kind: "misread": a number that the line takes from the question, before its last "="; "result": the number
+            after it. All other lines stay, so that after a wrong result the next line may not fit.
+        rng: draws line, number and what stands in its place, of as many digits.
     """
     lines = answer.split("\n")
-    places = [i for i, line in enumerate(lines) if _RESULT.search(line)]
-    if len(places) < 2:  # with one line there is nothing to choose from
+    sums = [number for number, line in enumerate(lines) if "=" in line]
+    given = set(_NUMBER.findall(question))
+    places = [(number, found) for number in sums if (found := _places(lines[number], kind, given))]
+    if len(sums) < 2 or not places:
         return None
-    place = rng.choice(places)
-    old = _RESULT.search(lines[place])
-    assert old is not None
+    place, found = rng.choice(places)
+    old = rng.choice(found)
     digits = len(old[1])
-    choices = [n for n in range(10 ** (digits - 1) if digits > 1 else 0, 10**digits) if str(n) != old[1]]
-    lines[place] = f"{lines[place][: old.start(1)]}{rng.choice(choices)}{lines[place][old.end(1) :]}"
+    others = [n for n in range(10 ** (digits - 1) if digits > 1 else 0, 10**digits) if str(n) != old[1]]
+    lines[place] = f"{lines[place][: old.start(1)]}{rng.choice(others)}{lines[place][old.end(1) :]}"
     return "\n".join(lines), place
 
 
-_RESULT = re.compile(r"=\s*\$?(\d{1,4})(?![\d,.]*\d)(?!.*=)")
+def _places(line: str, kind: Kind, given: set[str]) -> list[re.Match[str]]:
+    """The numbers of a line that may be replaced."""
+    last = line.rindex("=")
+    if kind == "misread":
+        return [found for found in _NUMBER.finditer(line[:last]) if found[1] in given]
+    return [found for found in [_NUMBER.search(line, last)] if found is not None]
+
+
+# up to four digits, no part of a longer number or of a decimal
+_NUMBER = re.compile(r"(?<![\d.,])(\d{1,4})(?!\d|[.,]\d)")
+
+
+Localised = tuple[Run, list[Judged], PolicyModule]  # what was trained, on what it is judged, and the reference
+Make = Callable[[Form, int, Path, bool], Localised]
 
 
 @one_thread()
-def _ground(name: str, form: Form, out: Path, worked: list[Demonstration] | None, show: bool) -> Ground:
+def _ground(name: str, form: Form, out: Path, make: Make, show: bool) -> Ground:
     hits, lines, accuracy = [], [], []
     for seed in form.seeds:
-        folder = out / f"{name}-{seed}"
-        make = _steps if worked is None else _gsm8k
-        run, judged, reference = make(form, seed, folder, show, worked or [])
+        run, judged, reference = make(form, seed, out / f"{name.partition(',')[0]}-{seed}", show)
         hits.append(localise(run, judged, reference))
         lines += [one.answer.strip("\n").count("\n") + 1 for one in judged]
         accuracy.append(float(run.summary["after"]["preference_accuracy"]))
@@ -200,7 +222,7 @@ def _ground(name: str, form: Form, out: Path, worked: list[Demonstration] | None
     return Ground(name, form, len(table), float(np.mean(lines)), accuracy, rates)
 
 
-def _steps(form: Form, seed: int, folder: Path, show: bool, _: object) -> tuple[Run, list[Judged], PolicyModule]:
+def _steps(form: Form, seed: int, folder: Path, show: bool) -> Localised:
     """The built-in world: a model of its chains, and pairs of its own answers."""
     world, rng = StepsWorld.drawn(seed), random.Random(f"chains {seed}")
     shown = [
@@ -253,9 +275,7 @@ def _steps(form: Form, seed: int, folder: Path, show: bool, _: object) -> tuple[
     return run, judged[: form.judged], reference
 
 
-def _gsm8k(
-    form: Form, seed: int, folder: Path, show: bool, worked: list[Demonstration]
-) -> tuple[Run, list[Judged], PolicyModule]:
+def _gsm8k(worked: Sequence[Demonstration], kind: Kind, form: Form, seed: int, folder: Path, show: bool) -> Localised:
     """Worked answers: each over a copy of which one line is corrupted."""
     rng = random.Random(f"gsm8k {seed}")
     rows = rng.sample(worked, len(worked))
@@ -266,7 +286,7 @@ def _gsm8k(
     pairs: list[Preference] = []
     judged: list[Judged] = []
     for one in rows[form.demonstrations :] + shown:  # those that SFT has not seen come first, and are judged
-        changed = corrupted(str(one.response), rng)
+        changed = corrupted(str(one.prompt), str(one.response), kind, rng)
         if changed is None:
             continue
         if len(judged) < form.judged:
