@@ -170,7 +170,7 @@ def localise(run: Run, judged: Sequence[Judged], reference: PolicyModule) -> Arr
 
 
 def corrupted(question: str, answer: str, kind: Kind, rng: random.Random) -> tuple[str, int] | None:
-    """A worked answer with one number of one line replaced, and which line that is; None if no lines are to choose from.
+    """A worked answer with one number of one line replaced, and which line that is; None if there is no choice.
 
     Args:
         question: as text.
