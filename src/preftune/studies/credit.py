@@ -265,7 +265,6 @@ def _steps(form: Form, seed: int, folder: Path, show: bool) -> Localised:
         ]
     random.Random(f"order {seed}").shuffle(pairs)
     reference = PolicyModule(_copy(sft), "padded")
-    print(len(pairs))
     run = _dpo(sft, pairs[: form.pairs], seed, folder, show, rate=1e-3, size=64)
     judged = [
         Judged(asked, text, found[0])
