@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from preftune.data.examples import Example, Response
@@ -75,7 +75,8 @@ def inspect(
     if write and opened.run is None:
         raise PreftuneError(f"{run} is no run folder, so that there is nowhere to keep credit: leave out --write")
     picked = _pick(opened, rows, count, worst)
-    scored = score(opened, picked, tokens=True)
+    # credit is a matter of log-probs: an objective that compares examples with each other has no say in it
+    scored = score(replace(opened, term=None), picked, tokens=True)
     found = [_inspected(opened, example, one) for example, one in zip(picked, scored, strict=True)]
     if write and opened.run is not None:
         _keep(opened.run, found)

@@ -59,8 +59,8 @@ class Said:
 
     @property
     def errors(self) -> list[str]:
-        """Lines but the notes."""
-        return [line for line in self.err.splitlines() if not line.startswith("note: ")]
+        """Lines but the notes, and what the training doctor says."""
+        return [line for line in self.err.splitlines() if not line.startswith(("note: ", "doctor: "))]
 
     @property
     def shown(self) -> str:

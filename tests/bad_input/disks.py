@@ -8,7 +8,7 @@ from bad_input.case import BadInput, both, file, good_rows, lines, nothing, pair
 
 TRAIN = "preftune train -m sandbox -d d.jsonl"
 QUICK = "-q train.max_steps=1 evaluate.samples=0"
-BEGUN = ("r", "r/config.yaml", "r/manifest.json", "r/metrics.jsonl")
+BEGUN = ("r", "r/config.yaml", "r/manifest.json", "r/data_doctor.json", "r/metrics.jsonl", "r/credit.jsonl")
 TASK = '''
 from preftune.data.builders import Question, Task
 

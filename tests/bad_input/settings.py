@@ -6,7 +6,7 @@ from bad_input.case import BadInput, both, file, nothing, pairs
 
 TRAIN = "preftune train -m sandbox -d d.jsonl"
 RUN = f"{TRAIN} -o r -q evaluate.samples=0"
-BEGUN = ("r", "r/config.yaml", "r/manifest.json", "r/metrics.jsonl", "r/failure.json")
+BEGUN = ("r", "r/config.yaml", "r/manifest.json", "r/data_doctor.json", "r/metrics.jsonl", "r/failure.json")
 
 SETTINGS = (
     BadInput(

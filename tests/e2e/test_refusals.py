@@ -34,7 +34,7 @@ def refused(said: Any, *parts: str) -> None:
     """One sentence, notes apart, and it says this."""
     assert said.code == 2, said
     assert said.out == ""
-    errors = [line for line in said.err.splitlines() if not line.startswith("note: ")]
+    errors = [line for line in said.err.splitlines() if not line.startswith(("note: ", "doctor: "))]
     assert len(errors) == 1, said.err
     assert errors[0].startswith("error: ")
     for part in parts:

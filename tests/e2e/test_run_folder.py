@@ -52,6 +52,7 @@ def test_a_run_folder_holds_everything_and_nothing_half_done(run_folder: Path) -
     found = {file.name for file in run_folder.iterdir()}
     assert found == {
         "config.yaml",
+        "credit.jsonl",
         "data_doctor.json",
         "manifest.json",
         "metrics.jsonl",

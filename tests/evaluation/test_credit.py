@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from evaluation.runs import Made
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -114,6 +115,14 @@ def test_inspect_finds_the_same_credit_as_the_run_kept(run: Run) -> None:
         assert new.prompt == old.prompt
         assert new.pair.chosen.tokens == old.chosen.tokens
         np.testing.assert_allclose(new.pair.rejected.credit_T, old.rejected.credit_T, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["kto", "kto-pairs"])
+def test_one_row_is_enough_whatever_the_objective_compares(kind: str, made: Made) -> None:
+    (first,) = inspect(made(kind), count=1)
+    (again,) = inspect(made(kind), rows=[first.row])
+    assert [name for name, _ in first.responses] == [name for name, _ in again.responses]
+    assert all(math.isfinite(credit.total) for _, credit in first.responses)
 
 
 def test_the_worst_pairs_are_those_of_the_lowest_margin(run: Run) -> None:

@@ -41,10 +41,6 @@ from preftune.training.feed import Feed
 from preftune.training.processes import launched
 from preftune.training.run_folder import RunFolder
 
-# How rewards are read where no run says it, each with its default beta; demonstrations have none.
-BY_KIND: Mapping[DataKind, str] = {"pairs": "dpo", "labels": "kto", "rankings": "plackett_luce"}
-REWARD_MODEL = "bradley_terry"
-
 
 @dataclass(frozen=True)
 class Opened:
@@ -219,9 +215,9 @@ def _term(named: Named, records: dataset.Records, compares: bool) -> registry.Te
     """
     if named.run is None:
         if named.is_reward_model:
-            name: str | None = REWARD_MODEL
+            name: str | None = registry.REWARD_MODEL
         else:
-            name = BY_KIND.get(records.kind) if compares else None
+            name = registry.BY_KIND.get(records.kind) if compares else None
         terms = () if name is None else registry.terms(name)
     else:
         terms = named.terms[:1]

@@ -243,7 +243,12 @@ class _Said:
             outcome = Outcome(self.policy.logps_K.new_empty(0), nothing, {})
         else:
             reference = self.reference if term.objective.reference else None
-            outcome = term.objective(self.policy, reference, self.batch, term.objective.init())
+            try:
+                outcome = term.objective(self.policy, reference, self.batch, term.objective.init())
+            except ValueError as error:  # it compares more examples than there are
+                raise PreftuneError(
+                    f"{opened.name} cannot be scored on {opened.data or 'this data'}: {error}"
+                ) from error
             outcome = replace(outcome, extras={})  # they may depend on a state that has ended with the run
         return observe(self.policy, self.reference, outcome, self.batch)
 

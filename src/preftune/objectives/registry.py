@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from preftune.objectives.base import DataKind, Objective
 
 DEFAULT = "dpo"  # of a config that names none
+# How rewards are read where no run says it, each at its defaults; demonstrations have none.
+BY_KIND: Mapping[DataKind, str] = {"pairs": DEFAULT, "labels": "kto", "rankings": "plackett_luce"}
+REWARD_MODEL = "bradley_terry"
 RESERVED = ("name", "weight", "modifiers")
 
 

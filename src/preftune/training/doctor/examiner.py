@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -168,7 +169,7 @@ class Examiner:
     def _displacing(self) -> list[int]:
         """Rows of the training pairs that push likelihoods down most."""
         trainer = self.trainer
-        pairs = [one for one in list(trainer.examples.train[:COMPARED]) if {r.role for r in one.responses} == PAIR]
+        pairs = [pair for one in list(trainer.examples.train[:COMPARED]) if (pair := _pair(one)) is not None]
         if not pairs:
             return []
         if trainer.policy.head is None:
@@ -203,6 +204,12 @@ class Examiner:
 
 
 PAIR = {Role.CHOSEN, Role.REJECTED}
+
+
+def _pair(example: Example) -> Example | None:
+    """The two responses of a pair, without what serves as a baseline; None if it is none."""
+    two = tuple(response for response in example.responses if response.role in PAIR)
+    return replace(example, responses=two) if {response.role for response in two} == PAIR else None
 
 
 def _best(example: Example) -> Any:

@@ -29,7 +29,7 @@ class Facts:
         frozen_share: of all parameters, those.
     """
 
-    objective: str = "dpo"
+    objective: str = ""
     reference: bool = True
     steps: int = 1
     warmup: int = 0
