@@ -146,7 +146,7 @@ def test_a_disk_that_fills_up_while_it_trains(small_disk: Path) -> None:
 
     with pytest.raises(PreftuneError, match=r"cannot write .*/r/model \(No space left on device\): make room there"):
         train("sandbox", good_rows(), output=small_disk / "r", quiet=True, probe=fill, **SHORT)
-    files = {"config.yaml", "manifest.json", "metrics.jsonl", "data", "data/train.jsonl"}
+    files = {"config.yaml", "data_doctor.json", "manifest.json", "metrics.jsonl", "data", "data/train.jsonl"}
     assert set(snapshot(small_disk / "r")) == files
     lines = (small_disk / "r" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["kind"] for line in lines] == ["train"]
