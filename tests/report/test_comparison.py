@@ -59,6 +59,21 @@ def test_the_trade_off_has_the_runs_whose_kl_is_known(write_run):
     assert [trace.name for trace in win_rate.cells[0].traces] == ["B evaluated"]
 
 
+def test_figures_against_another_model_or_on_other_data_are_left_out(write_run):
+    for i, flag in enumerate(("own_reference", "own_data")):
+        folder = evidence.add(
+            write_run(f"r{i}", summary=summary(0.8, 0.02)), evaluation={**evidence.evaluation(), flag: False}
+        )
+        (one,) = compare([read(folder)])
+        found = {key: estimate.value for key, estimate in one.figures.items() if estimate.value is not None}
+        assert found == {
+            "preference_accuracy": 0.8,
+            "loss": pytest.approx(0.573),
+            "margin": 0.6,
+            "policy_accuracy": 0.5,
+        }
+
+
 def test_losses_of_different_objectives_are_not_overlaid(write_run):
     one, other = read(write_run("one")), read(write_run("other", config="objective: {name: ipo}\n"))
     assert [panel.key for panel in overlaid(compare([one, one]))][:3] == [

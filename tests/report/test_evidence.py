@@ -47,6 +47,12 @@ def test_an_evaluation_is_told_part_by_part():
     assert held_out({}) is None
 
 
+def test_another_model_than_the_reference_goes_by_its_name():
+    found = held_out({**evidence.evaluation(), "own_reference": False, "against": "./other"})
+    assert found.kl.startswith("KL divergence from ./other, on its own samples")
+    assert [row.label for row in found.compared][::2] == ["Trained model against ./other", "Baseline: ./other alone"]
+
+
 def test_credit_adds_up_and_is_of_one_scale():
     rows = evidence.credit(3)
     first = credit.pairs(rows)[0]

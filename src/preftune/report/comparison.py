@@ -22,7 +22,7 @@ from preftune.report.drawing import CHOSEN, HELD_OUT, OWN, REJECTED, TRAINING, C
 from preftune.report.html import Section, as_bytes, page, section, thinned
 from preftune.report.reading import RunData, read
 from preftune.report.tables import METRICS, changes
-from preftune.report.values import Interval, Unit, interval, listed, mapping, number, show, show_interval
+from preftune.report.values import Interval, Unit, around, interval, listed, mapping, number, show, show_interval
 
 COLOURS = (HELD_OUT, REJECTED, CHOSEN, OWN, "#c2489b", "#a5822a", "#2b9cb0", TRAINING)
 HARMLESS = re.compile(r"[\w .,+=-]{1,40}", re.ASCII)
@@ -236,11 +236,11 @@ def _point(one: Compared, x: Estimate, y: Estimate) -> go.Scatter:
 
 def _kl(run: RunData) -> Estimate:
     after = mapping(run.summary.get("after"))
-    measured = mapping(mapping(run.evaluation.get("generation")).get("kl"))
+    measured = mapping(mapping(run.own_evaluation.get("generation")).get("kl"))
     value, error = number(measured.get("per_response")), number(measured.get("per_response_se"))
     if value is None:
         value, error = number(after.get("kl")), number(after.get("kl_se"))
-    bounds = None if value is None or not error else (value - 1.96 * error, value + 1.96 * error)
+    bounds = None if value is None or not error else around(value, error)
     return Estimate(value, bounds, "nats per response")
 
 
@@ -254,7 +254,7 @@ def _metric(key: str) -> Callable[[RunData], Estimate]:
 
 def _evaluated(block: str, key: str, unit: Unit) -> Callable[[RunData], Estimate]:
     def find(run: RunData) -> Estimate:
-        values: Any = run.evaluation
+        values: Any = run.own_evaluation
         for name in block.split("."):
             values = mapping(values).get(name)
         return Estimate(number(mapping(values).get(key)), interval(mapping(values).get(f"{key}_ci95")), unit)
@@ -266,7 +266,9 @@ FIGURES = (
     Figure("preference_accuracy", "Preference accuracy", "held-out, to the reference", _metric("preference_accuracy")),
     Figure("policy_accuracy", "Own preference accuracy", "held-out, no reference", _metric("policy_accuracy")),
     Figure("true_reward", "True reward", "of sampled answers", _metric("true_reward")),
-    Figure("win_rate", "Win rate", "by a judge", _evaluated("win_rate", "win_rate", "share")),
+    Figure(
+        "win_rate", "Win rate", "by a judge, against its own reference", _evaluated("win_rate", "win_rate", "share")
+    ),
     Figure("length_controlled", "Win rate at one length", "", _evaluated("win_rate", "length_controlled", "share")),
     Figure("kl", "KL divergence", "nats per response, from the reference", _kl),
     Figure("ece", "Calibration error", "", _evaluated("calibration", "ece", "share")),

@@ -104,7 +104,7 @@ def _not_above_chance(run: RunData, found: Mapping[str, Change], folder: str) ->
 
 def _length(run: RunData, found: Mapping[str, Change], folder: str) -> Advice | None:
     before, after = (number(mapping(run.summary.get(when)).get("mean_length")) for when in ("before", "after"))
-    generation = mapping(run.evaluation.get("generation"))
+    generation = mapping(run.own_evaluation.get("generation"))
     if (own := number(mapping(generation.get("policy")).get("mean_length"))) is not None:
         before, after = number(mapping(generation.get("against")).get("mean_length")), own
     if (
@@ -122,8 +122,8 @@ def _length(run: RunData, found: Mapping[str, Change], folder: str) -> Advice | 
 
 
 def _beaten_by_length(run: RunData, found: Mapping[str, Change], folder: str) -> Advice | None:
-    own = interval(mapping(run.evaluation.get("pairs")).get("accuracy_ci95"))
-    longer = mapping(mapping(run.evaluation.get("baselines")).get("longer"))
+    own = interval(mapping(run.own_evaluation.get("pairs")).get("accuracy_ci95"))
+    longer = mapping(mapping(run.own_evaluation.get("baselines")).get("longer"))
     share = number(longer.get("accuracy"))
     if own is None or share is None or _above(own, share):
         return None
