@@ -59,6 +59,21 @@ def test_the_trade_off_has_the_runs_whose_kl_is_known(write_run):
     assert [trace.name for trace in win_rate.cells[0].traces] == ["B evaluated"]
 
 
+def test_figures_against_another_model_or_on_other_data_are_left_out(write_run):
+    for i, flag in enumerate(("own_reference", "own_data")):
+        folder = evidence.add(
+            write_run(f"r{i}", summary=summary(0.8, 0.02)), evaluation={**evidence.evaluation(), flag: False}
+        )
+        (one,) = compare([read(folder)])
+        found = {key: estimate.value for key, estimate in one.figures.items() if estimate.value is not None}
+        assert found == {
+            "preference_accuracy": 0.8,
+            "loss": pytest.approx(0.573),
+            "margin": 0.6,
+            "policy_accuracy": 0.5,
+        }
+
+
 def test_losses_of_different_objectives_are_not_overlaid(write_run):
     one, other = read(write_run("one")), read(write_run("other", config="objective: {name: ipo}\n"))
     assert [panel.key for panel in overlaid(compare([one, one]))][:3] == [
@@ -85,3 +100,53 @@ def test_a_page_that_cannot_be_written_is_one_sentence(write_run, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(PreftuneError, match=r"cannot write .*file/page.html .*--out"):
         comparison.write([write_run("one")], tmp_path / "file" / "page.html")
+
+
+HALVES = [(0.7, 0.02), (0.8, 0.02)]
+
+
+@pytest.mark.parametrize(
+    ("data", "manifests", "reason"),
+    [
+        (["{path: a}", "{path: b}"], [{}, {}], "data.path"),
+        (["{path: a}", "{path: a}"], [{"records": {"held_out": n}} for n in (5, 6)], "the number of held-out records"),
+        (["{path: a}", "{path: a}"], [{"data_sha256": n} for n in "ab"], "what the data holds"),
+        (["{path: a}", "{path: a}, seed: 1"], [{"data_sha256": n} for n in "ab"], "the seed, which draws"),
+        (["{path: a}", "{path: b}"], [{"data_sha256": "a"}] * 2, ""),
+        (["{path: a, held_out_path: c}", "{path: b, held_out_path: c}"], [{"data_sha256": n} for n in "ab"], ""),
+    ],
+)
+def test_no_run_is_ahead_of_one_with_other_held_out_data(write_run, tmp_path, data, manifests, reason):
+    folders = [
+        write_run(
+            f"r{i}", summary=summary(*HALVES[i], kl=1.0), config="data: " + data[i].replace("}, ", "}\n"), manifest=m
+        )
+        for i, m in enumerate(manifests)
+    ]
+    said = ahead(compare([read(folder) for folder in folders]))
+    page = comparison.write(folders, tmp_path / "page.html").read_text(encoding="utf-8")
+    assert ("No run is called ahead" in said) == bool(reason)
+    assert reason in said
+    assert ("B is ahead" in said) == (not reason)
+    assert ("say nothing of which is better" in page) == bool(reason)
+    assert ("the one on the left is better" in page) == (not reason)
+
+
+def test_a_reward_model_is_not_asked_for_its_kl(write_run, tmp_path):
+    folders = [
+        write_run("policy", config="objective: {name: dpo, beta: 0.1}\n", summary=summary(0.7, 0.1)),
+        write_run("scalar", config="objective: {name: bradley_terry}\n", summary=summary(0.7, 0.1)),
+    ]
+    page = comparison.write(folders, tmp_path / "page.html").read_text(encoding="utf-8")
+    assert [letter for letter in "AB" if f"KL of {letter}:" in page] == ["A"]
+
+
+@pytest.mark.parametrize(("objective", "raw"), [("dpo", True), ("ipo", False)])
+def test_calibration_without_a_temperature_is_compared_within_one_objective(write_run, tmp_path, objective, raw):
+    folders = [
+        evidence.add(write_run(name, config=f"objective: {{name: {name_of}}}\n"), evaluation=evidence.evaluation())
+        for name, name_of in (("one", "dpo"), ("other", objective))
+    ]
+    page = comparison.write(folders, tmp_path / "page.html").read_text(encoding="utf-8")
+    assert ("margins read as log-odds" in page) == raw
+    assert "margins over a fitted temperature" in page

@@ -47,6 +47,12 @@ def test_an_evaluation_is_told_part_by_part():
     assert held_out({}) is None
 
 
+def test_another_model_than_the_reference_goes_by_its_name():
+    found = held_out({**evidence.evaluation(), "own_reference": False, "against": "./other"})
+    assert found.kl.startswith("KL divergence from ./other, on its own samples")
+    assert [row.label for row in found.compared][::2] == ["Trained model against ./other", "Baseline: ./other alone"]
+
+
 def test_credit_adds_up_and_is_of_one_scale():
     rows = evidence.credit(3)
     first = credit.pairs(rows)[0]
@@ -114,10 +120,54 @@ def test_what_to_try_next_goes_by_the_figures(write_run, metrics, more, words):
 
 def test_a_model_that_is_no_better_than_length_is_told_so(write_run):
     values = evidence.evaluation()
-    values["baselines"]["longer"]["accuracy"] = 0.74
+    values["baselines"]["longer"] = evidence.sides("accuracy", 0.74, 0.04)
     run = read(evidence.add(write_run(), evaluation=values))
     assert any(text.startswith("Always picking the longer response is right in 74.0%") for text in tried(run))
     assert not any("longer response" in text for text in tried(read(write_run("other"))))
+    (said,) = [text for text in tried(run) if "longer response" in text]
+    assert said.endswith("or use an objective that corrects for length (simpo and r_dpo).")
+
+    simpo = "objective: {name: simpo, beta: 2.0}\n"
+    values["baselines"]["longer"] = evidence.sides("accuracy", 0.74, 0.3)
+    unsure = read(evidence.add(write_run("unsure", config=simpo), evaluation=values))
+    assert not any("longer response" in text for text in tried(unsure)), "its interval holds chance"
+    values["baselines"]["longer"] = evidence.sides("accuracy", 0.74, 0.04)
+    used = read(evidence.add(write_run("used", config=simpo), evaluation=values))
+    assert any("corrects for length (r_dpo)" in text for text in tried(used))
+
+
+AT_CHANCE = {"steps": 9, "after": {"preference_accuracy": 0.5, "preference_accuracy_ci95": [0.45, 0.55], "loss": 0.7}}
+
+
+@pytest.mark.parametrize(
+    ("objective", "told", "untold"),
+    [
+        ("{name: dpo, beta: 0.3}", ["not above chance", "weaker hold on the reference"], []),
+        ("{name: simpo, beta: 2.0}", ["not above chance", "See what another beta does"], ["hold on the reference"]),
+        ("{name: sft}", ["simple baselines"], ["above chance", "hold on the reference"]),
+        (
+            "{name: bradley_terry}",
+            ["not above chance", "can be trusted."],
+            ["answers are like", "hold on the reference"],
+        ),
+        ("{name: 'mine:Own', beta: 0.3}", ["not above chance", "weaker hold on the reference"], []),
+    ],
+)
+def test_what_to_try_fits_the_objective(write_run, objective, told, untold):
+    run = read(write_run(config=f"objective: {objective}\n", metrics=[], summary=AT_CHANCE))
+    said = " ".join(tried(run))
+    assert [words for words in (*told, *untold) if words in said] == told
+
+
+@pytest.mark.parametrize("measured", [{}, {"preference_accuracy": 0.6, "preference_accuracy_ci95": [0.55, 0.65]}])
+def test_a_run_on_labels_whose_loss_rose_is_told_so(write_run, measured):
+    summary = {"steps": 9, "learning_rate": 3e-4, "before": {"loss": 0.5}, "after": {"loss": 0.57, **measured}}
+    kto = "objective: {name: kto, beta: 0.1}\n"
+    run = read(evidence.add(write_run(config=kto, metrics=[], summary=summary), evaluation=evidence.evaluation()))
+    first, *others = advice(run, changes(run))
+    assert first.text.startswith("The held-out loss rose from 0.500 to 0.570")
+    assert "optim.learning_rate=0.0001" in first.command
+    assert any("weaker hold" in one.text for one in others)
 
 
 JUNK = st.recursive(

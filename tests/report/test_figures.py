@@ -45,7 +45,7 @@ def test_what_answers_are_like_has_a_panel_where_it_was_measured():
     rows = [{"kind": "eval", "step": step, "sample_length": 10 + step, "sample_kl": step / 4} for step in (0, 8)]
     panel = by_key(rows)["answers"]
     assert traces(panel) == {"length": ([0, 8], [10, 18])}
-    assert traces(panel, 1) == {"KL per response": ([0, 8], [0, 2])}
+    assert traces(panel, 1) == {"KL per response, rough": ([0, 8], [0, 2])}
 
 
 def test_bands_go_up_one_side_and_down_the_other(history):

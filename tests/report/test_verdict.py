@@ -154,3 +154,31 @@ def test_a_run_that_a_batch_stopped_says_so_and_goes_on(write_run):
     said = verdict(read(evidence.add(write_run(summary=None), failure={"step": 3})))
     assert "stopped at a batch" in said.headline
     assert [step.command.split()[:3] for step in said.next_steps] == [["preftune", "train", "--resume"]]
+
+
+def test_only_what_was_measured_against_its_own_reference_is_its_kl(write_run):
+    own = evidence.evaluation()
+    far = {**own, "own_reference": False, "against": "./far"}
+    cost = {}
+    for name, evaluation in (("own", own), ("far", far), ("elsewhere", {**own, "own_data": False})):
+        run = read(evidence.add(write_run(name), evaluation=evaluation))
+        cost[name] = dict(verdict(run).paragraph)["What did it cost?"]
+    assert "2.29 nats" in cost["own"]
+    assert "1.35 nats" in cost["far"]
+    assert cost["far"] == cost["elsewhere"]
+    assert "on prompts of" in dict(verdict(run).paragraph)["Did it get better?"]
+
+
+def test_the_interval_of_a_kl_does_not_go_below_zero(write_run):
+    said = str(judge(write_run, after={"kl": 0.02, "kl_se": 0.05}).paragraph)
+    assert "(95% interval 0 to 0.118)" in said
+
+
+@pytest.mark.parametrize(
+    ("config", "many"), [("doctor: {answers: 32}\n", "32 answers"), ("seed: 0\n", "a few answers")]
+)
+def test_the_training_doctors_kl_is_called_rough(write_run, config, many):
+    run = read(write_run(config=config, metrics=[{"kind": "eval", "step": 3, "sample_kl": 1.98}], summary={"steps": 3}))
+    cost = dict(verdict(run).paragraph)["What did it cost?"]
+    assert f"about 1.98 nats per response: a rough figure from {many}, without an interval" in cost
+    assert cost.endswith("preftune evaluate measures it.")

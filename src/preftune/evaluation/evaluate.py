@@ -98,7 +98,7 @@ def evaluate(
     with ExitStack() as stack:
         judge = None if judging is None else stack.enter_context(judging.opened(folder))  # a wrong name stops here
         opened = open_for_evaluation(path, data=data, against=against, device=device)
-        figures = _head(opened)
+        figures = _head(opened, own_reference=against is None, own_data=data is None)
         figures |= pair_figures(score(opened, show=not quiet), opened.examples, _sources(opened, source_field))
         generated = None
         if prompts and not opened.is_reward_model:
@@ -146,14 +146,16 @@ def _folder(path: str | Path, out: str | Path | None) -> Path:
     return Path(out)
 
 
-def _head(opened: Opened) -> dict[str, Any]:
-    """What was evaluated, by which command and when."""
+def _head(opened: Opened, own_reference: bool, own_data: bool) -> dict[str, Any]:
+    """What was evaluated, when and by which command; if against the run's own reference, and on what it held out."""
     command = command_line([Path(sys.argv[0]).name, *sys.argv[1:]]) if sys.argv[0] else "python"
     prompts = {example.prompt.tobytes() for example in opened.examples}
     head: dict[str, Any] = {
         "made": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": command,
         "model": opened.name,
+        "own_reference": own_reference and opened.run is not None,
+        "own_data": own_data and opened.run is not None,
     }
     if opened.against is not None:
         head["against"] = opened.against

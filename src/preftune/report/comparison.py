@@ -21,8 +21,10 @@ from preftune.report.curves import Kind, band, line
 from preftune.report.drawing import CHOSEN, HELD_OUT, OWN, REJECTED, TRAINING, Cell, Panel, short
 from preftune.report.html import Section, as_bytes, page, section, thinned
 from preftune.report.reading import RunData, read
+from preftune.report.same_data import apart
 from preftune.report.tables import METRICS, changes
-from preftune.report.values import Interval, Unit, interval, listed, mapping, number, show, show_interval
+from preftune.report.trained import is_reward_model
+from preftune.report.values import Interval, Unit, around, interval, listed, mapping, number, show, show_interval
 
 COLOURS = (HELD_OUT, REJECTED, CHOSEN, OWN, "#c2489b", "#a5822a", "#2b9cb0", TRAINING)
 HARMLESS = re.compile(r"[\w .,+=-]{1,40}", re.ASCII)
@@ -116,14 +118,8 @@ def render(runs: Sequence[RunData]) -> str:
     compared = compare(runs)
     curves, frontier = overlaid(compared), trade_off(compared)
     sections: list[Section] = [
-        section(
-            "compared",
-            "",
-            said=ahead(compared),
-            runs=compared,
-            figures=[row for row in FIGURES if any(one.figures[row.key].value is not None for one in compared)],
-        ),
-        section("trade-off", "Accuracy against KL", panels=frontier, runs=compared),
+        section("compared", "", said=ahead(compared), runs=compared, figures=_rows(compared), apart=apart(runs)),
+        section("trade-off", "Accuracy against KL", panels=frontier, without_kl=without_kl(compared)),
         section("curves", "Curves", panels=curves, thinned=thinned(*runs)),
         section("differences", "Configs", runs=compared, rows=differing(runs)),
     ]
@@ -146,7 +142,12 @@ def compare(runs: Sequence[RunData]) -> list[Compared]:
 
 
 def ahead(compared: Sequence[Compared]) -> str:
-    """Which run is ahead, and of which others that can be said: where their intervals do not overlap."""
+    """Which run is ahead, and of which others that can be said: same held-out data, intervals that do not overlap."""
+    if reasons := apart([one.run for one in compared]):
+        return (
+            f"No run is called ahead: what they held out differs ({reasons}), so their figures are of different pairs. "
+            "Train them with one data.held_out_path to compare them."
+        )
     for key, what in (("true_reward", "the true reward"), ("preference_accuracy", "held-out preference accuracy")):
         measured = [one for one in compared if one.figures[key].bounds is not None]
         if len(measured) < 2:
@@ -168,7 +169,7 @@ def overlaid(compared: Sequence[Compared]) -> list[Panel]:
 
     Losses and margins are left out where the runs have different objectives, or one with different settings.
     """
-    found, alike = [], len({json.dumps(one.run.config.get("objective"), default=str) for one in compared}) == 1
+    found, alike = [], _alike(compared)
     for key, title, y_title, caption, level, y_format in CURVES:
         if key in ("loss", "margin") and not alike:
             continue
@@ -196,12 +197,21 @@ def trade_off(compared: Sequence[Compared]) -> list[Panel]:
         if traces:
             caption = (
                 "Each dot is a run, with 95% intervals where they were recorded. Further up is better; further to the "
-                "right, more was given up of the old model. Of two runs at one height, the one on the left is better."
+                "right, more was given up of the old model."
+            ) + (
+                " These runs held out different data, so their dots cannot be compared."
+                if apart([one.run for one in compared])
+                else " Of two runs at one height, the one on the left is better."
             )
             cell = Cell(y_title, traces, level=level, y_format=y_format)
             x_title = "KL from the reference, nats per response"
             found.append(Panel(f"kl-{key}", title, caption, (cell,), x_title=x_title, x_range="tozero"))
     return found
+
+
+def without_kl(compared: Sequence[Compared]) -> list[Compared]:
+    """Runs whose KL can be measured and was not: reward models have none."""
+    return [one for one in compared if one.figures["kl"].value is None and not is_reward_model(one.run)]
 
 
 def differing(runs: Sequence[RunData]) -> list[tuple[str, list[str]]]:
@@ -210,6 +220,17 @@ def differing(runs: Sequence[RunData]) -> list[tuple[str, list[str]]]:
     keys = sorted({key for values in flat for key in values})
     table = [(key, [values.get(key, "\u2013") for values in flat]) for key in keys if key not in APART]
     return [(key, values) for key, values in table if len(set(values)) > 1]
+
+
+def _alike(compared: Sequence[Compared]) -> bool:
+    """True if all have one objective with one setting, so that their rewards are in one unit."""
+    return len({json.dumps(one.run.config.get("objective"), default=str) for one in compared}) == 1
+
+
+def _rows(compared: Sequence[Compared]) -> list[Figure]:
+    """Rows of the table: what was measured in any run, but for what says nothing between different objectives."""
+    kept = [row for row in FIGURES if row.key != "ece" or _alike(compared)]
+    return [row for row in kept if any(one.figures[row.key].value is not None for one in compared)]
 
 
 def _point(one: Compared, x: Estimate, y: Estimate) -> go.Scatter:
@@ -236,11 +257,11 @@ def _point(one: Compared, x: Estimate, y: Estimate) -> go.Scatter:
 
 def _kl(run: RunData) -> Estimate:
     after = mapping(run.summary.get("after"))
-    measured = mapping(mapping(run.evaluation.get("generation")).get("kl"))
+    measured = mapping(mapping(run.own_evaluation.get("generation")).get("kl"))
     value, error = number(measured.get("per_response")), number(measured.get("per_response_se"))
     if value is None:
         value, error = number(after.get("kl")), number(after.get("kl_se"))
-    bounds = None if value is None or not error else (value - 1.96 * error, value + 1.96 * error)
+    bounds = None if value is None or not error else around(value, error)
     return Estimate(value, bounds, "nats per response")
 
 
@@ -254,7 +275,7 @@ def _metric(key: str) -> Callable[[RunData], Estimate]:
 
 def _evaluated(block: str, key: str, unit: Unit) -> Callable[[RunData], Estimate]:
     def find(run: RunData) -> Estimate:
-        values: Any = run.evaluation
+        values: Any = run.own_evaluation
         for name in block.split("."):
             values = mapping(values).get(name)
         return Estimate(number(mapping(values).get(key)), interval(mapping(values).get(f"{key}_ci95")), unit)
@@ -263,13 +284,26 @@ def _evaluated(block: str, key: str, unit: Unit) -> Callable[[RunData], Estimate
 
 
 FIGURES = (
-    Figure("preference_accuracy", "Preference accuracy", "held-out, to the reference", _metric("preference_accuracy")),
+    Figure(
+        "preference_accuracy",
+        "Preference accuracy",
+        "held-out, to the reference if it has one",
+        _metric("preference_accuracy"),
+    ),
     Figure("policy_accuracy", "Own preference accuracy", "held-out, no reference", _metric("policy_accuracy")),
     Figure("true_reward", "True reward", "of sampled answers", _metric("true_reward")),
-    Figure("win_rate", "Win rate", "by a judge", _evaluated("win_rate", "win_rate", "share")),
+    Figure(
+        "win_rate", "Win rate", "by a judge, against its own reference", _evaluated("win_rate", "win_rate", "share")
+    ),
     Figure("length_controlled", "Win rate at one length", "", _evaluated("win_rate", "length_controlled", "share")),
     Figure("kl", "KL divergence", "nats per response, from the reference", _kl),
-    Figure("ece", "Calibration error", "", _evaluated("calibration", "ece", "share")),
+    Figure("ece", "Calibration error", "margins read as log-odds", _evaluated("calibration", "ece", "share")),
+    Figure(
+        "ece_with_temperature",
+        "Calibration error, fitted",
+        "margins over a fitted temperature, comparable between objectives",
+        _evaluated("calibration", "ece_with_temperature", "share"),
+    ),
     Figure("mean_length", "Length of answers", "tokens", _evaluated("generation.policy", "mean_length", "tokens")),
     Figure("loss", "Held-out loss", "not comparable between objectives", _metric("loss")),
     Figure("margin", "Reward margin", "not comparable between values of beta", _metric("margin")),

@@ -37,7 +37,8 @@ def show_evaluation(figures: Mapping[str, Any], console: Console | None = None) 
         if figures.get(key):
             console.print(_slices(figures[key], name, "length" if name == "bucket" else "source"))
     if "generation" in figures:
-        _show_answers(console, figures["generation"])
+        own = figures.get("own_reference", True) or "against" not in figures
+        _show_answers(console, figures["generation"], against="the reference" if own else figures["against"])
     if "win_rate" in figures:
         _show_win_rate(console, figures["win_rate"])
 
@@ -81,7 +82,7 @@ def _slices(rows: Sequence[Mapping[str, Any]], key: str, title: str) -> Table:
     return table
 
 
-def _show_answers(console: Console, figures: Mapping[str, Any]) -> None:
+def _show_answers(console: Console, figures: Mapping[str, Any], against: str) -> None:
     sides = [side for side in ("policy", "against") if side in figures]
     answers = figures["prompts"] * figures["samples_per_prompt"]
     table = Table(f"{answers} answers, temperature {figures['temperature']:g}", *sides)
@@ -94,7 +95,7 @@ def _show_answers(console: Console, figures: Mapping[str, Any]) -> None:
         for key, label in (("per_response", "nats per response"), ("per_token", "per token")):
             error = found.get(f"{key}_se")
             told.append(f"{found[key]:.4g} {label}" + ("" if error is None else f" (standard error {error:.2g})"))
-        console.print(f"KL to the reference: {', '.join(told)}", highlight=False)
+        console.print(f"KL to {against}: {', '.join(told)}", markup=False, highlight=False)
 
 
 def _show_win_rate(console: Console, figures: Mapping[str, Any]) -> None:

@@ -147,13 +147,13 @@ def answers(history: History) -> Panel | None:
         *line(history, "eval", "sample_end_rate", "end by themselves", CHOSEN),
         *line(history, "eval", "sample_repetition", "repetition", REJECTED),
     ]
-    distance = line(history, "eval", "sample_kl", "KL per response", OWN)
+    distance = line(history, "eval", "sample_kl", "KL per response, rough", OWN)
     return _panel(
         "answers",
         "Sampled answers",
-        "Answers to held-out prompts: their length, the share that ends by itself, how much they repeat, and how far "
-        "they lie from the reference. Answers that grow or repeat themselves are a way to win without being "
-        "better.",
+        "Answers to held-out prompts: their length, the share that ends by itself, how much they repeat, and a rough "
+        "estimate of how far they lie from the reference (few answers, no interval). Answers that "
+        "grow or repeat themselves are a way to win without being better.",
         Cell("tokens", length, y_range="tozero"),
         Cell("share", shares, y_format=".0%", y_range="tozero"),
         Cell("KL, nats", distance, y_range="tozero"),

@@ -124,7 +124,7 @@ def held_out(evaluation: dict[str, Any]) -> HeldOut | None:
         reliability=_reliability(calibration),
         calibration=_calibration(calibration),
         generation=_generation(generation),
-        kl=_kl(mapping(generation.get("kl"))),
+        kl=_kl(mapping(generation.get("kl")), _other(evaluation)),
         win_rate=_win_rate(win_rate),
         wins=_outcomes(win_rate),
         judged=_judged(win_rate),
@@ -150,9 +150,15 @@ def _compared(evaluation: dict[str, Any]) -> list[Range]:
     pairs, baselines = mapping(evaluation.get("pairs")), mapping(evaluation.get("baselines"))
     reference, longer = mapping(baselines.get("reference")), mapping(baselines.get("longer"))
     found = [
-        _range("Trained model against its reference", pairs, "accuracy", "chosen gained more than rejected", main=True),
+        _range(
+            f"Trained model against {_other(evaluation, 'its')}",
+            pairs,
+            "accuracy",
+            "chosen gained more than rejected",
+            main=True,
+        ),
         _range("Trained model alone", pairs, "policy_accuracy", "chosen is likelier than rejected"),
-        _range("Baseline: reference alone", reference, "accuracy", "before training, by its own log-probabilities"),
+        _range(f"Baseline: {_other(evaluation, '')} alone", reference, "accuracy", "by its own log-probabilities"),
         _range("Baseline: the longer response", longer, "accuracy", "no model at all"),
     ]
     return [each for each in found if each is not None]
@@ -260,12 +266,20 @@ def _generation(generation: dict[str, Any]) -> list[Row]:
     return found
 
 
-def _kl(kl: dict[str, Any]) -> str:
+def _other(evaluation: dict[str, Any], article: str = "the") -> str:
+    """What the model was held against: its reference, or the name of another."""
+    against = evaluation.get("against")
+    if evaluation.get("own_reference") is False and isinstance(against, str) and against:
+        return against
+    return f"{article} reference".strip()
+
+
+def _kl(kl: dict[str, Any], other: str) -> str:
     whole, per_token = number(kl.get("per_response")), number(kl.get("per_token"))
     if whole is None:
         return ""
     amount = _plus_minus(whole, kl.get("per_response_se"))
-    text = f"KL divergence from the reference, on its own samples: {amount} nats per response"
+    text = f"KL divergence from {other}, on its own samples: {amount} nats per response"
     if per_token is not None:
         text += f", {_plus_minus(per_token, kl.get('per_token_se'))} nats per token"
     return f"{text} (± one standard error)."

@@ -10,11 +10,13 @@ from preftune.report.curves import points
 from preftune.report.diagnosis import symptoms
 from preftune.report.reading import RunData
 from preftune.report.tables import Change
-from preftune.report.values import Interval, interval, mapping, number, show
+from preftune.report.trained import has_reference, is_reward_model, learns_preferences, objectives
+from preftune.report.values import Interval, interval, listed, mapping, number, show
 
 MOST = 3  # pieces of advice: more are not followed
 LONGER = 1.2  # times the length before training, above which length has to be looked at
 TURNED = 0.02  # of the lowest held-out loss, above which a rise is no wobble
+NORMALISING = ("simpo", "r_dpo")  # objectives that take length out of what is compared
 RISING = 0.02  # accuracy gained since the last but one evaluation
 
 
@@ -45,7 +47,6 @@ def advice(run: RunData, found: Mapping[str, Change], running: bool = False) -> 
     if run.failure or not run.summary:
         return [Advice("Go on with the run from its last checkpoint.", f"preftune train --resume {folder}")]
     said = _remedies(run)
-    accuracy = found.get("preference_accuracy")
     if not found:
         said.append(
             Advice(
@@ -53,17 +54,17 @@ def advice(run: RunData, found: Mapping[str, Change], running: bool = False) -> 
                 f"preftune train {folder}/config.yaml data.held_out=0.1 output.path={folder}-held-out",
             )
         )
-    rules = (_turned, _not_above_chance, _length, _beaten_by_length, _still_rising)
+    rules = (_turned, _risen, _not_above_chance, _length, _beaten_by_length, _still_rising)
     said += [one for rule in rules if (one := rule(run, found, folder)) is not None]
     if not run.evaluation:
         said.append(
             Advice(
-                "See whether it beats simple baselines, where it is wrong, how far its confidence can be trusted and "
-                "what its answers are like.",
+                "See whether it beats simple baselines, where it is wrong, how far its confidence can be trusted"
+                + ("." if is_reward_model(run) else " and what its answers are like."),
                 f"preftune evaluate {folder}",
             )
         )
-    if accuracy is not None and (sweep := _sweep(run, folder)) is not None:
+    if found and learns_preferences(run) and (sweep := _sweep(run, folder)) is not None:
         said.append(sweep)
     return said[:MOST]
 
@@ -88,7 +89,25 @@ def _turned(run: RunData, found: Mapping[str, Change], folder: str) -> Advice | 
     )
 
 
+def _risen(run: RunData, found: Mapping[str, Change], folder: str) -> Advice | None:
+    """The held-out loss ended above where it began, and never was measured below that."""
+    loss, losses = found.get("loss"), points(run.history, "eval", "loss")[1]
+    if loss is None or loss.before is None or loss.after is None or min(losses, default=loss.before) < loss.before:
+        return None
+    if loss.after <= loss.before + TURNED * abs(loss.before):
+        return None
+    rate = number(run.summary.get("learning_rate"))
+    slower = f" optim.learning_rate={rate / 3:.3g}" if rate else ""
+    return Advice(
+        f"The held-out loss rose from {show(loss.before)} to {show(loss.after)}: what was learned does not carry over, "
+        "so try a lower learning rate, fewer steps or more data.",
+        f"preftune train {folder}/config.yaml{slower} output.path={folder}-slower" if slower else "",
+    )
+
+
 def _not_above_chance(run: RunData, found: Mapping[str, Change], folder: str) -> Advice | None:
+    if not learns_preferences(run) or _risen(run, found, folder):  # a higher learning rate would make it worse
+        return None
     accuracy = found.get("preference_accuracy")
     bounds = accuracy.after_interval if accuracy else None
     if bounds is None or bounds[0] > 0.5:
@@ -104,7 +123,7 @@ def _not_above_chance(run: RunData, found: Mapping[str, Change], folder: str) ->
 
 def _length(run: RunData, found: Mapping[str, Change], folder: str) -> Advice | None:
     before, after = (number(mapping(run.summary.get(when)).get("mean_length")) for when in ("before", "after"))
-    generation = mapping(run.evaluation.get("generation"))
+    generation = mapping(run.own_evaluation.get("generation"))
     if (own := number(mapping(generation.get("policy")).get("mean_length"))) is not None:
         before, after = number(mapping(generation.get("against")).get("mean_length")), own
     if (
@@ -122,15 +141,16 @@ def _length(run: RunData, found: Mapping[str, Change], folder: str) -> Advice | 
 
 
 def _beaten_by_length(run: RunData, found: Mapping[str, Change], folder: str) -> Advice | None:
-    own = interval(mapping(run.evaluation.get("pairs")).get("accuracy_ci95"))
-    longer = mapping(mapping(run.evaluation.get("baselines")).get("longer"))
-    share = number(longer.get("accuracy"))
-    if own is None or share is None or _above(own, share):
+    own = interval(mapping(run.own_evaluation.get("pairs")).get("accuracy_ci95"))
+    longer = mapping(mapping(run.own_evaluation.get("baselines")).get("longer"))
+    share, bounds = number(longer.get("accuracy")), interval(longer.get("accuracy_ci95"))
+    if own is None or share is None or bounds is None or not _above(bounds, 0.5) or _above(own, share):
         return None
+    others = [] if is_reward_model(run) else [name for name in NORMALISING if name not in objectives(run)]
     return Advice(
         f"Always picking the longer response is right in {show(share, 'share')} of held-out pairs, and the model is "
-        "not surely better: mend the length bias of the data, or use an objective that normalises length (simpo, "
-        "r_dpo).",
+        "not surely better: mend the length bias of the data"
+        + (f", or use an objective that corrects for length ({listed(others)})." if others else "."),
         f"preftune validate {shlex.quote(run.data_path)}" if run.data_path else "",
     )
 
@@ -157,9 +177,13 @@ def _sweep(run: RunData, folder: str) -> Advice | None:
     value = number(objective.get(key)) or 0.0
     other = f"{value / 3:.2g}"
     there = f"{folder}-{key}-{other}"
+    why = (
+        "See what a weaker hold on the reference buys, and what it costs in KL"
+        if has_reference(run)
+        else f"See what another {key} does"
+    )
     return Advice(
-        f"See what a weaker hold on the reference buys, and what it costs in KL: train with {key} {other}, then "
-        "compare the two runs.",
+        f"{why}: train with {key} {other}, then compare the two runs.",
         f"preftune train {folder}/config.yaml objective.{key}={other} output.path={there} && "
         f"preftune report {folder} {there}",
     )

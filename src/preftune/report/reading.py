@@ -56,6 +56,13 @@ class RunData:
         return told if isinstance(told, str) and Path(told).name == self.name else str(self.path)
 
     @property
+    def own_evaluation(self) -> dict[str, Any]:
+        """The evaluation, if it is of the run against its own reference on what it held out; otherwise empty. One that
+        does not say so, being older, counts as such."""
+        flags = (self.evaluation.get(key) for key in ("own_reference", "own_data"))
+        return {} if any(flag is False for flag in flags) else self.evaluation
+
+    @property
     def data_path(self) -> str:
         """What the config says the data is; empty if nothing."""
         data = self.config.get("data")

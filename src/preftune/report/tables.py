@@ -48,8 +48,9 @@ METRICS = {
     ),
     "sample_distinct": Metric("Different answers", "Different answers as a share of all.", "share"),
     "sample_kl": Metric(
-        "KL divergence, quick",
-        "The same on few answers, as the training doctor measures it while the run goes on.",
+        "KL divergence, rough",
+        "The same on few answers, as the training doctor measures it while the run goes on: rough, without an "
+        "interval, and perhaps off several times over.",
         "nats per response",
     ),
     "loss": Metric("Loss", "What training minimises, on held-out data; lower is better."),

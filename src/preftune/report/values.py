@@ -32,6 +32,11 @@ def interval(value: Any) -> Interval | None:
     return None if low is None or high is None or low > high else (low, high)
 
 
+def around(value: float, error: float) -> Interval:
+    """95% interval of a KL divergence with its standard error: never below 0, as no divergence is."""
+    return max(0.0, value - 1.96 * error), max(0.0, value + 1.96 * error)
+
+
 def mapping(value: Any) -> dict[str, Any]:
     """The value if it is an object, otherwise an empty one."""
     return value if isinstance(value, dict) else {}

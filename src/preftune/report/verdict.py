@@ -14,6 +14,7 @@ from preftune.report.tables import Change, changes
 from preftune.report.values import (
     Interval,
     Unit,
+    around,
     interval,
     listed,
     mapping,
@@ -57,7 +58,7 @@ def verdict(run: RunData, running: bool = False) -> Verdict:
     better = [
         _judge_accuracy(accuracy) if accuracy else "",
         _judge_reward(reward) if reward else "",
-        _judge_wins(mapping(run.evaluation.get("win_rate")), run.evaluation.get("against")),
+        _judge_wins(mapping(run.evaluation.get("win_rate")), run.evaluation),
         _judge_loss(loss) if loss and not accuracy else "",
     ]
     if not accuracy and not reward and not loss:
@@ -176,12 +177,14 @@ def _judge_loss(loss: Change) -> str:
     return f"Held-out loss went from {show(loss.before)} to {show(loss.after)}; lower is better."
 
 
-def _judge_wins(win_rate: Mapping[str, Any], against: Any) -> str:
+def _judge_wins(win_rate: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:
     rate = number(win_rate.get("win_rate"))
     if rate is None:
         return ""
     bounds = interval(win_rate.get("win_rate_ci95"))
+    against, path = evaluation.get("against"), mapping(evaluation.get("data")).get("path")
     other = f"those of {against}" if isinstance(against, str) and against else "the other model's"
+    other += f" on prompts of {path}" if evaluation.get("own_data") is False and isinstance(path, str) else ""
     text = (
         f"A judge prefers its answers to {other} in {show(rate, 'share')} of comparisons{_in_brackets(bounds, 'share')}"
     )
@@ -195,18 +198,29 @@ def _judge_wins(win_rate: Mapping[str, Any], against: Any) -> str:
 
 
 def _judge_distance(run: RunData, kl: Change | None) -> str:
-    measured = mapping(mapping(run.evaluation.get("generation")).get("kl"))
+    measured = mapping(mapping(run.own_evaluation.get("generation")).get("kl"))
     value, error = number(measured.get("per_response")), number(measured.get("per_response_se"))
     if value is None and kl is not None:
         value, error = kl.after, number(mapping(run.summary.get("after")).get("kl_se"))
-    if value is None and (sampled := points(run.history, "eval", "sample_kl")[1]):
-        value = sampled[-1]  # of the few answers that were sampled during training
     if value is None:
-        return ""
-    bounds = (value - 1.96 * error, value + 1.96 * error) if error else kl.after_interval if kl else None
+        return _roughly(run)
+    bounds = around(value, error) if error else kl.after_interval if kl else None
     return (
         f"Its samples lie {show(value)} nats per response from the reference{_in_brackets(bounds)}: the KL divergence, "
         "which is 0 as long as nothing has changed, and grows with what is given up of the old model."
+    )
+
+
+def _roughly(run: RunData) -> str:
+    """The distance as the training doctor has it, of the few answers that were sampled while the run went on."""
+    sampled = points(run.history, "eval", "sample_kl")[1]
+    if not sampled:
+        return ""
+    answers = number(mapping(run.config.get("doctor")).get("answers"))
+    many = f"{answers:,.0f} answers" if answers and answers > 1 else "a few answers"
+    return (
+        f"Its KL divergence from the reference is about {show(sampled[-1])} nats per response: a rough figure from "
+        f"{many}, without an interval, which may be off several times over; preftune evaluate measures it."
     )
 
 
