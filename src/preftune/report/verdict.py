@@ -57,7 +57,7 @@ def verdict(run: RunData, running: bool = False) -> Verdict:
     better = [
         _judge_accuracy(accuracy) if accuracy else "",
         _judge_reward(reward) if reward else "",
-        _judge_wins(mapping(run.evaluation.get("win_rate")), run.evaluation.get("against")),
+        _judge_wins(mapping(run.evaluation.get("win_rate")), _answered_against(run)),
         _judge_loss(loss) if loss and not accuracy else "",
     ]
     if not accuracy and not reward and not loss:
@@ -174,6 +174,12 @@ def _judge_loss(loss: Change) -> str:
     if loss.before is None or loss.after is None:
         return ""
     return f"Held-out loss went from {show(loss.before)} to {show(loss.after)}; lower is better."
+
+
+def _answered_against(run: RunData) -> Any:
+    """Whose answers those of the policy were compared with: what it was evaluated against, or an endpoint."""
+    side = mapping(mapping(run.evaluation.get("generation")).get("against"))
+    return side.get("model") or run.evaluation.get("against")
 
 
 def _judge_wins(win_rate: Mapping[str, Any], against: Any) -> str:

@@ -36,6 +36,7 @@ PACKAGES = ("preftune", "torch", "transformers", "peft", "accelerate", "tokenize
 LINES = ("metrics.jsonl", "samples.jsonl")
 FILES = {"config.yaml", "manifest.json", *LINES, "summary.json", "report.html", "failure.json", "credit.jsonl"}
 FILES |= {"evaluation.json", "generations.jsonl", "verdicts.jsonl", "calls.jsonl", "data_doctor.json", "benchmark.json"}
+FILES |= {"calls-policy.jsonl", "calls-against.jsonl"}
 
 
 class OutputConfig(BaseModel):
