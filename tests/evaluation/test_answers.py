@@ -93,7 +93,7 @@ def test_others_may_answer_in_their_place(opened: Opened) -> None:
     assert found.policy[0][0].text.startswith("re: ")
     assert "kl" not in found.figures
     assert found.notes == (
-        "no KL divergence is measured: it is estimated on tokens, which who wrote the answers did not tell",
+        "no KL divergence is measured: it is estimated on tokens, and an endpoint does not tell its own",
     )
 
 

@@ -25,7 +25,7 @@ def test_both_sides_come_from_endpoints_and_are_replayed(made: Made, proxy: Prox
     figures = json.loads((out / "evaluation.json").read_text())
     assert {figures["generation"][side]["model"] for side in ("policy", "against")} == {f"{proxy.url}#sandbox"}
     assert "kl" not in figures["generation"]
-    assert "no KL divergence is measured: it is estimated on the tokens" in first.output
+    assert "no KL divergence is measured: it is estimated on tokens" in first.output
     lines = [json.loads(line) for line in (out / "generations.jsonl").read_text().splitlines()]
     assert len(lines) == 3
     assert all(line["policy"] == line["against"] and 0 < line["policy_tokens"] <= 8 for line in lines)

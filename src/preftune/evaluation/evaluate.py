@@ -6,7 +6,6 @@ evaluated.figures["pairs"]["accuracy"], evaluated.figures["generation"]["kl"]["p
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from preftune.api_keys import command_line
+from preftune.api_keys import this_command
 from preftune.errors import PreftuneError
 from preftune.evaluation.answers import BATCH, Sampling, prompts_of
 from preftune.evaluation.endpoint import Endpoint
@@ -176,11 +175,10 @@ def _folder(path: str | Path, out: str | Path | None) -> Path:
 
 def _head(opened: Opened) -> dict[str, Any]:
     """What was evaluated, by which command and when."""
-    command = command_line([Path(sys.argv[0]).name, *sys.argv[1:]]) if sys.argv[0] else "python"
     prompts = {example.prompt.tobytes() for example in opened.examples}
     head: dict[str, Any] = {
         "made": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": command,
+        "command": this_command(),
         "model": opened.name,
     }
     if opened.against is not None:

@@ -115,7 +115,7 @@ def _no_kl(opened: Opened, ours: Sequence[Sequence[Answer]], sampling: Sampling)
     if opened.reference is None:
         return ""
     if any(answer.sampled is None for group in ours for answer in group):
-        return "it is estimated on the tokens of the policy's answers, which an endpoint does not tell"
+        return "it is estimated on tokens, and an endpoint does not tell its own"
     if sampling.temperature != 1:
         return f"it is estimated on samples of temperature 1, and these have {sampling.temperature:g}"
     sizes = {vocabulary(opened.policy.lm), vocabulary(opened.reference.module.lm)}
