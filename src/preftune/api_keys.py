@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 import shlex
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 # What the keys of hubs, providers and clouds look like, passwords inside URLs, and private keys.
 _KEY = re.compile(
@@ -50,6 +52,15 @@ def hidden(text: str) -> str:
         'cannot reach https://***@example.org'
     """
     return _KEY.sub(HIDDEN, text)
+
+
+def this_command() -> str:
+    """The command that started this process, as one would type it again, without its secrets."""
+    if not sys.argv[0]:
+        return "python"
+    program = Path(sys.argv[0])
+    started_as_module = program.parts[-2:] == ("preftune", "__main__.py")  # python -m preftune
+    return command_line(["preftune" if started_as_module else program.name, *sys.argv[1:]])
 
 
 def command_line(words: Sequence[str]) -> str:

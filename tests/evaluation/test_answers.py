@@ -88,12 +88,12 @@ def test_others_may_answer_in_their_place(opened: Opened) -> None:
         opened,
         prompts_of(opened, 3),
         Sampling(max_new_tokens=8),
-        policy=lambda prompts: [[Answer(f"re: {prompt.text}", 4, True)] for prompt in prompts],
+        policy=lambda _: lambda prompts: [[Answer(f"re: {prompt.text}", 4, True)] for prompt in prompts],
     )
     assert found.policy[0][0].text.startswith("re: ")
     assert "kl" not in found.figures
     assert found.notes == (
-        "no KL divergence is measured: it is estimated on tokens, which who wrote the answers did not tell",
+        "no KL divergence is measured: it is estimated on tokens, and an endpoint does not tell its own",
     )
 
 

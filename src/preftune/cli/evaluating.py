@@ -12,6 +12,7 @@ import typer
 from preftune.cli.app import LARGEST_SEED, Quiet, app
 
 if TYPE_CHECKING:
+    from preftune.evaluation.endpoint_writer import Answering
     from preftune.evaluation.winning import Judging
 
 PANEL = "Evidence"
@@ -54,6 +55,12 @@ def evaluate(
         int | None, typer.Option(min=1, help="longest answer, in tokens; default: as the run sampled")
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="answers written at a time")] = 64,
+    endpoint: Annotated[
+        str | None, typer.Option("--endpoint", metavar="URL[#MODEL]", help="answers in the place of RUN|MODEL, as vLLM")
+    ] = None,
+    against_endpoint: Annotated[
+        str | None, typer.Option("--against-endpoint", metavar="URL[#MODEL]", help="answers for the other side")
+    ] = None,
     by: Annotated[str, typer.Option("--by", help="field of the data's rows for figures by source")] = "source",
     judge: Annotated[
         str | None,
@@ -67,7 +74,7 @@ def evaluate(
     ] = None,
     checks: Annotated[int, typer.Option(min=0, help="held-out pairs that the judge itself is scored on")] = 64,
     rubric: Annotated[Path | None, typer.Option("--rubric", help="for a judge behind an endpoint")] = None,
-    max_calls: Annotated[int, typer.Option("--max-calls", min=1, help="most calls to an endpoint, ever")] = 10_000,
+    max_calls: Annotated[int, typer.Option("--max-calls", min=1, help="most calls to each endpoint, ever")] = 10_000,
     key: Annotated[
         str, typer.Option("--key-variable", help="environment variable that holds the API key")
     ] = "OPENAI_API_KEY",
@@ -84,6 +91,7 @@ def evaluate(
         preftune evaluate runs/demo --judge sandbox --samples 4
         preftune evaluate runs/demo --against ./another-model --samples 4
         preftune evaluate ./my-model --data pairs.jsonl --against ./its-start
+        preftune evaluate runs/demo --endpoint http://127.0.0.1:8000/v1 --samples 4
     """
     from preftune.evaluation.evaluate import FIGURES
     from preftune.evaluation.evaluate import evaluate as run_evaluate
@@ -107,6 +115,7 @@ def evaluate(
             device=None if device is None else device.value,
             quiet=quiet,
             judging=judging,
+            answering=_answering(endpoint, against_endpoint, max_calls, key),
             progress=progress,
         )
     _note(done.notes)
@@ -248,6 +257,16 @@ def _typed() -> Iterator[str]:
 def _note(messages: list[str] | tuple[str, ...]) -> None:
     for message in messages:
         typer.echo(f"note: {message}", err=True)
+
+
+def _answering(policy: str | None, against: str | None, max_calls: int, key: str) -> Answering | None:
+    """Who answers in place of the models at hand, from the options."""
+    from preftune.evaluation.endpoint_writer import Answering
+    from preftune.evaluation.judges import EndpointUse
+
+    if policy is None and against is None:
+        return None
+    return Answering(policy=policy, against=against, use=EndpointUse(max_calls=max_calls, key_variable=key))
 
 
 def _judging(

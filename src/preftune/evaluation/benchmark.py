@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from preftune.api_keys import command_line
+from preftune.api_keys import this_command
 from preftune.errors import PreftuneError
 from preftune.evaluation.models import find, load_policy
 from preftune.files import write_whole
@@ -77,10 +77,9 @@ def benchmark(
         )
     loaded = load_policy(named)
     results = _measured(_plain(loaded.lm), loaded.tokenizer, manager, tasks, limit, few_shot, chat, batch_size, seed)
-    command = command_line([Path(sys.argv[0]).name, *sys.argv[1:]]) if sys.argv[0] else "python"
     found = {
         "made": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": command,
+        "command": this_command(),
         "model": str(path),
         "harness": version("lm-eval"),
         "limit": limit,

@@ -79,6 +79,11 @@ class Endpoint:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    @property
+    def name(self) -> str:
+        """URL#MODEL."""
+        return f"{self.config.url}#{self.model}"
+
     def close(self) -> None:
         """End connections, and let others use the file of answers."""
         self._client.close()

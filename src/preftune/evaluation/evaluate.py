@@ -6,17 +6,19 @@ evaluated.figures["pairs"]["accuracy"], evaluated.figures["generation"]["kl"]["p
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from preftune.api_keys import command_line
+from preftune.api_keys import this_command
 from preftune.errors import PreftuneError
 from preftune.evaluation.answers import BATCH, Sampling, prompts_of
+from preftune.evaluation.endpoint import Endpoint
+from preftune.evaluation.endpoint_writer import Answering, endpoint_writer
 from preftune.evaluation.generating import Generated, generate
 from preftune.evaluation.opening import Opened, open_for_evaluation
 from preftune.evaluation.pair_figures import pair_figures
@@ -66,6 +68,7 @@ def evaluate(
     seed: int = 0,
     device: Literal["auto", "cpu", "cuda", "mps"] | None = None,
     judging: Judging | None = None,
+    answering: Answering | None = None,
     quiet: bool = False,
     progress: Progress | None = None,
 ) -> Evaluated:
@@ -85,6 +88,8 @@ def evaluate(
         seed: of the answers.
         device: where to compute; none: "cpu" if the run was told so, else "auto".
         judging: who compares the answers; none: nobody. What was measured before stays, should a judge fail.
+        answering: endpoints that answer the prompts in place of the models at hand; none: those models do. What was
+            answered before stays, and is not asked again.
         quiet: no progress bar.
         progress: told how many of how many comparisons are judged.
 
@@ -94,17 +99,20 @@ def evaluate(
     _check(prompts, samples_per_prompt, temperature, max_new_tokens, batch_size, seed)
     if judging is not None and not prompts:
         raise PreftuneError("a judge needs answers to compare, but prompts is 0: set it to 1 or more")
+    if answering is not None and not prompts:
+        raise PreftuneError("an endpoint needs prompts to answer, but prompts is 0: set it to 1 or more")
     folder = _folder(path, out)
     with ExitStack() as stack:
         judge = None if judging is None else stack.enter_context(judging.opened(folder))  # a wrong name stops here
+        ends = stack.enter_context((answering or Answering()).opened(folder))
         opened = open_for_evaluation(path, data=data, against=against, device=device)
         figures = _head(opened, own_reference=against is None, own_data=data is None)
         figures |= pair_figures(score(opened, show=not quiet), opened.examples, _sources(opened, source_field))
         generated = None
-        if prompts and not opened.is_reward_model:
+        if prompts and (answering is not None or not opened.is_reward_model):
             wanted = max_new_tokens or opened.config.evaluate.max_new_tokens
             sampling = Sampling(samples_per_prompt, temperature, wanted, seed, batch_size)
-            generated = generate(opened, prompts_of(opened, prompts), sampling)
+            generated = _generated(opened, prompts, sampling, *ends)
             figures["generation"] = generated.figures
         write_evaluation(folder, figures, generated)
         if judging is not None and judge is not None:
@@ -116,6 +124,25 @@ def evaluate(
         write_report(folder)
     notes = [*opened.messages, *(generated.notes if generated else ())]
     return Evaluated(figures, folder, opened, generated, tuple(notes))
+
+
+def _generated(
+    opened: Opened, prompts: int, sampling: Sampling, policy: Endpoint | None, against: Endpoint | None
+) -> Generated:
+    """Answers of both sides; the figures of a side that an endpoint answers for name it.
+
+    Raises:
+        PreftuneError: for a reward model, and as `generate`.
+    """
+    if opened.is_reward_model:
+        raise PreftuneError(f"{opened.name} is a reward model, which writes no answers: leave the endpoint out")
+    named = {"policy": policy, "against": against}
+    writers = {side: partial(endpoint_writer, end) for side, end in named.items() if end is not None}
+    found = generate(opened, prompts_of(opened, prompts), sampling, **writers)
+    for side, end in named.items():
+        if end is not None:
+            found.figures[side]["model"] = end.name
+    return found
 
 
 def write_evaluation(folder: Path, figures: Mapping[str, Any], generated: Generated | None) -> None:
@@ -148,11 +175,10 @@ def _folder(path: str | Path, out: str | Path | None) -> Path:
 
 def _head(opened: Opened, own_reference: bool, own_data: bool) -> dict[str, Any]:
     """What was evaluated, when and by which command; if against the run's own reference, and on what it held out."""
-    command = command_line([Path(sys.argv[0]).name, *sys.argv[1:]]) if sys.argv[0] else "python"
     prompts = {example.prompt.tobytes() for example in opened.examples}
     head: dict[str, Any] = {
         "made": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": command,
+        "command": this_command(),
         "model": opened.name,
         "own_reference": own_reference and opened.run is not None,
         "own_data": own_data and opened.run is not None,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
@@ -66,8 +66,8 @@ def generate(
     prompts: Sequence[Prompt],
     sampling: Sampling,
     *,
-    policy: Writer | None = None,
-    against: Writer | None = None,
+    policy: Callable[[Sampling], Writer] | None = None,
+    against: Callable[[Sampling], Writer] | None = None,
 ) -> Generated:
     """Have prompts answered by the policy and by what it is compared with, and measure both.
 
@@ -75,7 +75,7 @@ def generate(
         opened: policy and reference.
         prompts: at least one.
         sampling: how.
-        policy: writes in the policy's place (an endpoint that serves it, say).
+        policy: gives who writes in the policy's place (an endpoint that serves it, say), with as many tokens as fit.
         against: likewise for the other side, also where nothing was opened to compare with.
 
     Raises:
@@ -86,10 +86,12 @@ def generate(
     if fits < sampling.max_new_tokens:
         notes.append(f"answers are cut at {fits} tokens, where the model's positions end")
         sampling = replace(sampling, max_new_tokens=fits)
-    ours = (policy or policy_writer(opened, sampling))(prompts)
-    if against is None and opened.reference is not None:
-        against = reference_writer(opened, sampling)
-    theirs = None if against is None else against(prompts)
+    ours = (policy_writer(opened, sampling) if policy is None else policy(sampling))(prompts)
+    theirs = None
+    if against is not None:
+        theirs = against(sampling)(prompts)
+    elif opened.reference is not None:
+        theirs = reference_writer(opened, sampling)(prompts)
     figures: dict[str, Any] = {
         "prompts": len(prompts),
         "samples_per_prompt": len(ours[0]),
@@ -113,7 +115,7 @@ def _no_kl(opened: Opened, ours: Sequence[Sequence[Answer]], sampling: Sampling)
     if opened.reference is None:
         return ""
     if any(answer.sampled is None for group in ours for answer in group):
-        return "it is estimated on tokens, which who wrote the answers did not tell"
+        return "it is estimated on tokens, and an endpoint does not tell its own"
     if sampling.temperature != 1:
         return f"it is estimated on samples of temperature 1, and these have {sampling.temperature:g}"
     sizes = {vocabulary(opened.policy.lm), vocabulary(opened.reference.module.lm)}

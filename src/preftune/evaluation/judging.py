@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
-from preftune.api_keys import command_line
+from preftune.api_keys import this_command
 from preftune.errors import PreftuneError
 from preftune.evaluation.answer_pairs import generated, labelled_pairs, matched
 from preftune.evaluation.judge_check import JudgeCheck, check_judge
@@ -74,7 +73,7 @@ def judge_data(
         say(_kept(judge, folder))
     about = {
         "made": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": command_line([Path(sys.argv[0]).name, *sys.argv[1:]]) if sys.argv[0] else "python",
+        "command": this_command(),
         "data": data,
         **({"against": against} if against else {}),
     }

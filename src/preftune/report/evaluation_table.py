@@ -85,7 +85,10 @@ def _slices(rows: Sequence[Mapping[str, Any]], key: str, title: str) -> Table:
 def _show_answers(console: Console, figures: Mapping[str, Any], against: str) -> None:
     sides = [side for side in ("policy", "against") if side in figures]
     answers = figures["prompts"] * figures["samples_per_prompt"]
-    table = Table(f"{answers} answers, temperature {figures['temperature']:g}", *sides)
+    table = Table(
+        f"{answers} answers, temperature {figures['temperature']:g}",
+        *(escape(str(figures[side].get("model", side))) for side in sides),
+    )
     for key, label, form in ANSWERS:
         table.add_row(label, *(_with_interval(figures[side], key, form) for side in sides))
     console.print(table)

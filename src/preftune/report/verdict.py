@@ -182,7 +182,9 @@ def _judge_wins(win_rate: Mapping[str, Any], evaluation: Mapping[str, Any]) -> s
     if rate is None:
         return ""
     bounds = interval(win_rate.get("win_rate_ci95"))
-    against, path = evaluation.get("against"), mapping(evaluation.get("data")).get("path")
+    side = mapping(mapping(evaluation.get("generation")).get("against"))
+    against = side.get("model") or evaluation.get("against")  # an endpoint may have answered
+    path = mapping(evaluation.get("data")).get("path")
     other = f"those of {against}" if isinstance(against, str) and against else "the other model's"
     other += f" on prompts of {path}" if evaluation.get("own_data") is False and isinstance(path, str) else ""
     text = (

@@ -8,7 +8,6 @@ import math
 import os
 import platform
 import shutil
-import sys
 import tempfile
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,7 +19,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from preftune.api_keys import command_line
+from preftune.api_keys import this_command
 from preftune.errors import PreftuneError
 from preftune.evaluation.credit import PairCredit
 from preftune.files import settle, write_whole
@@ -36,6 +35,7 @@ PACKAGES = ("preftune", "torch", "transformers", "peft", "accelerate", "tokenize
 LINES = ("metrics.jsonl", "samples.jsonl")
 FILES = {"config.yaml", "manifest.json", *LINES, "summary.json", "report.html", "failure.json", "credit.jsonl"}
 FILES |= {"evaluation.json", "generations.jsonl", "verdicts.jsonl", "calls.jsonl", "data_doctor.json", "benchmark.json"}
+FILES |= {"calls-policy.jsonl", "calls-against.jsonl"}
 
 
 class OutputConfig(BaseModel):
@@ -220,7 +220,7 @@ class RunFolder:
         manifest = {
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
             "folder": str(Path.cwd()),
-            "command": _command(),
+            "command": this_command(),
             "python": platform.python_version(),
             "platform": platform.platform(),
             "versions": self.versions(),
@@ -270,7 +270,7 @@ class RunFolder:
                 f"cannot go on in {self.path} ({error.strerror}): it must be possible to write there"
             ) from error
         again = {"at": datetime.now(UTC).isoformat(timespec="seconds"), "step": step, "changes": list(changes)}
-        again |= {"command": _command(), "versions": self.versions()}
+        again |= {"command": this_command(), "versions": self.versions()}
         values = self.manifest()
         self._write("manifest.json", to_json({**values, "resumed": [*values.get("resumed", []), again]}, indent=2))
         self.write_config(config)
@@ -325,10 +325,6 @@ class RunFolder:
     @named
     def _write(self, name: str, text: str) -> None:
         write_whole(self.path / name, (text + ("" if text.endswith("\n") else "\n")).encode())
-
-
-def _command() -> str:
-    return command_line([Path(sys.argv[0]).name, *sys.argv[1:]]) if sys.argv[0] else "python"
 
 
 def _put_back(path: Path) -> None:
