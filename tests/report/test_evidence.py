@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 
 import evidence
@@ -204,3 +205,29 @@ def test_no_evidence_breaks_the_page(write_run, tmp_path, data):
         files[name] = kept if isinstance(kept, type(value)) else value
     folder = evidence.add(write_run("any", metrics=[evidence.symptom(2)]), **files)
     assert render(read(folder)).count("<section") == 8
+
+
+def without_logps(row):
+    """What a reward model has of it."""
+    words = ("policy_accuracy", "logp", "kl", "true_reward", "delta")
+    return {key: value for key, value in row.items() if not any(word in key for word in words)}
+
+
+def test_a_reward_model_is_told_in_its_own_words(write_run):
+    policy = read(write_run("policy"))
+    folder = write_run(
+        "scalar",
+        config="model: {path: tiny}\ndata: {path: pairs.jsonl}\nobjective: {name: bradley_terry}\n",
+        metrics=[without_logps(row) for row in policy.history],
+        summary={"steps": 30, **{when: without_logps(policy.summary[when]) for when in ("before", "after")}},
+        samples=[],
+    )
+    evaluation = evidence.evaluation()
+    del evaluation["against"], evaluation["generation"], evaluation["win_rate"], evaluation["baselines"]["reference"]
+    evaluation["pairs"] = without_logps(evaluation["pairs"])
+    page = render(read(evidence.add(folder, evaluation=evaluation)))
+    text = page[page.index("<main") : page.rindex("</main>")]
+    assert "preftune trained a reward model from tiny" in text
+    assert "The reward model scores the chosen response above the rejected one in 75.0% of held-out pairs" in text
+    assert "chosen is scored above rejected" in text
+    assert re.findall(r"[^<>]*(?:implicit|\breference)[^<>]*", text.lower()) == []
