@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import re
 import shutil
+from io import StringIO
 
 import evidence
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 
 from preftune.report import credit
 from preftune.report.diagnosis import checkup, symptoms
+from preftune.report.evaluation_table import show_evaluation
 from preftune.report.held_out import held_out
 from preftune.report.html import render
 from preftune.report.next_steps import advice
@@ -169,6 +172,23 @@ def test_a_run_on_labels_whose_loss_rose_is_told_so(write_run, measured):
     assert first.text.startswith("The held-out loss rose from 0.500 to 0.570")
     assert "optim.learning_rate=0.0001" in first.command
     assert any("weaker hold" in one.text for one in others)
+
+
+@pytest.mark.parametrize(("own", "told"), [(True, True), (False, False)])
+def test_answers_have_grown_only_against_the_runs_own_start(write_run, own, told):
+    values = {**evidence.evaluation(), "own_reference": own}
+    del values["win_rate"]
+    run = read(evidence.add(write_run(), evaluation=values))
+    assert any(text.startswith("Answers grew from 15.60 to 20.40 tokens") for text in tried(run)) == told
+
+
+@pytest.mark.parametrize(("own", "words"), [(True, "KL to the reference: 2.29"), (False, "KL to ./[b]other: 2.29")])
+def test_a_terminal_names_what_the_kl_is_to(own, words):
+    values = {**evidence.evaluation(), "own_reference": own, "against": "./[b]other"}
+    values["data"]["kind"] = "pairs"
+    told = StringIO()
+    show_evaluation(values, Console(file=told, width=200))
+    assert words in told.getvalue()
 
 
 JUNK = st.recursive(

@@ -11,7 +11,7 @@ from preftune.report.diagnosis import Symptom, symptoms
 from preftune.report.next_steps import Advice, advice
 from preftune.report.reading import RunData
 from preftune.report.tables import Change, changes
-from preftune.report.trained import is_reward_model
+from preftune.report.trained import has_reference, is_reward_model
 from preftune.report.values import (
     Interval,
     Unit,
@@ -214,7 +214,7 @@ def _judge_distance(run: RunData, kl: Change | None) -> str:
         return _roughly(run)
     bounds = around(value, error) if error else kl.after_interval if kl else None
     return (
-        f"Its samples lie {show(value)} nats per response from the reference{_in_brackets(bounds)}: the KL divergence, "
+        f"Its samples lie {show(value)} nats per response from {_start(run)}{_in_brackets(bounds)}: the KL divergence, "
         "which is 0 as long as nothing has changed, and grows with what is given up of the old model."
     )
 
@@ -227,9 +227,14 @@ def _roughly(run: RunData) -> str:
     answers = number(mapping(run.config.get("doctor")).get("answers"))
     many = f"{answers:,.0f} answers" if answers and answers > 1 else "a few answers"
     return (
-        f"Its KL divergence from the reference is about {show(sampled[-1])} nats per response: a rough figure from "
+        f"Its KL divergence from {_start(run)} is about {show(sampled[-1])} nats per response: a rough figure from "
         f"{many}, without an interval, which may be off several times over; preftune evaluate measures it."
     )
+
+
+def _start(run: RunData) -> str:
+    """What a run is held against, which is no reference where the objective has none."""
+    return "the reference" if has_reference(run) else "the model before training"
 
 
 def _judge_symptoms(found: list[Symptom] | None) -> str:
