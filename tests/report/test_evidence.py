@@ -180,6 +180,7 @@ def test_answers_have_grown_only_against_the_runs_own_start(write_run, own, told
     del values["win_rate"]
     run = read(evidence.add(write_run(), evaluation=values))
     assert any(text.startswith("Answers grew from 15.60 to 20.40 tokens") for text in tried(run)) == told
+    assert any("simple baselines" in text for text in tried(run)) != told, "that evaluation is yet to be made"
 
 
 @pytest.mark.parametrize(("own", "words"), [(True, "KL to the reference: 2.29"), (False, "KL to ./[b]other: 2.29")])
