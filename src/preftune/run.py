@@ -59,5 +59,8 @@ class Run:
     def plot(self) -> Figure:
         """Loss, accuracy, rewards, log-probs and gradient over steps, as one plotly figure."""
         from preftune.report.figures import overview
+        from preftune.report.reading import read
+        from preftune.report.trained import is_reward_model
 
-        return overview(self.history)
+        run = read(self.path)
+        return overview(run.history, is_reward_model(run))

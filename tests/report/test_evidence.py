@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import re
 import shutil
+from io import StringIO
 
 import evidence
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 
 from preftune.report import credit
 from preftune.report.diagnosis import checkup, symptoms
+from preftune.report.evaluation_table import show_evaluation
 from preftune.report.held_out import held_out
 from preftune.report.html import render
 from preftune.report.next_steps import advice
@@ -170,6 +174,24 @@ def test_a_run_on_labels_whose_loss_rose_is_told_so(write_run, measured):
     assert any("weaker hold" in one.text for one in others)
 
 
+@pytest.mark.parametrize(("own", "told"), [(True, True), (False, False)])
+def test_answers_have_grown_only_against_the_runs_own_start(write_run, own, told):
+    values = {**evidence.evaluation(), "own_reference": own}
+    del values["win_rate"]
+    run = read(evidence.add(write_run(), evaluation=values))
+    assert any(text.startswith("Answers grew from 15.60 to 20.40 tokens") for text in tried(run)) == told
+    assert any("simple baselines" in text for text in tried(run)) != told, "that evaluation is yet to be made"
+
+
+@pytest.mark.parametrize(("own", "words"), [(True, "KL to the reference: 2.29"), (False, "KL to ./[b]other: 2.29")])
+def test_a_terminal_names_what_the_kl_is_to(own, words):
+    values = {**evidence.evaluation(), "own_reference": own, "against": "./[b]other"}
+    values["data"]["kind"] = "pairs"
+    told = StringIO()
+    show_evaluation(values, Console(file=told, width=200))
+    assert words in told.getvalue()
+
+
 JUNK = st.recursive(
     st.one_of(st.none(), st.booleans(), st.floats(), st.integers(-(10**400), 10**400), st.text(max_size=3)),
     lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.sampled_from(["a", "rule", "b"]), inner)),
@@ -204,3 +226,29 @@ def test_no_evidence_breaks_the_page(write_run, tmp_path, data):
         files[name] = kept if isinstance(kept, type(value)) else value
     folder = evidence.add(write_run("any", metrics=[evidence.symptom(2)]), **files)
     assert render(read(folder)).count("<section") == 8
+
+
+def without_logps(row):
+    """What a reward model has of it."""
+    words = ("policy_accuracy", "logp", "kl", "true_reward", "delta")
+    return {key: value for key, value in row.items() if not any(word in key for word in words)}
+
+
+def test_a_reward_model_is_told_in_its_own_words(write_run):
+    policy = read(write_run("policy"))
+    folder = write_run(
+        "scalar",
+        config="model: {path: tiny}\ndata: {path: pairs.jsonl}\nobjective: {name: bradley_terry}\n",
+        metrics=[without_logps(row) for row in policy.history],
+        summary={"steps": 30, **{when: without_logps(policy.summary[when]) for when in ("before", "after")}},
+        samples=[],
+    )
+    evaluation = evidence.evaluation()
+    del evaluation["against"], evaluation["generation"], evaluation["win_rate"], evaluation["baselines"]["reference"]
+    evaluation["pairs"] = without_logps(evaluation["pairs"])
+    page = render(read(evidence.add(folder, evaluation=evaluation)))
+    text = page[page.index("<main") : page.rindex("</main>")]
+    assert "preftune trained a reward model from tiny" in text
+    assert "The reward model scores the chosen response above the rejected one in 75.0% of held-out pairs" in text
+    assert "chosen is scored above rejected" in text
+    assert re.findall(r"[^<>]*(?:implicit|\breference)[^<>]*", text.lower()) == []

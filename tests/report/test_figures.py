@@ -159,3 +159,22 @@ ROWS = st.fixed_dictionaries(
 def test_no_metrics_break_the_figures(history):
     for figure in [overview(history), *(panel.figure() for panel in panels(history))]:
         json.loads(figure.to_json(), parse_constant=pytest.fail)
+
+
+def test_what_the_log_probabilities_do_is_left_to_the_curves(history):
+    caption = by_key(history)["logps"].caption
+    assert "Where rejected falls further" in caption
+    assert "where chosen falls further" in caption
+
+
+def test_a_reward_model_has_scores(history):
+    told = {panel.key: panel for panel in panels(history, scores=True)}
+    words = [
+        text
+        for panel in told.values()
+        if panel.key not in ("logps", "answers")
+        for text in (panel.caption, panel.x_title, *(cell.y_title for cell in panel.cells))
+    ]
+    assert not [text for text in words if "reference" in text or "implicit" in text]
+    assert told["rewards"].cells[0].y_title == told["histograms"].x_title == "score"
+    assert "implicit reward" in [cell.y_title for panel in panels(history) for cell in panel.cells]

@@ -182,3 +182,9 @@ def test_the_training_doctors_kl_is_called_rough(write_run, config, many):
     cost = dict(verdict(run).paragraph)["What did it cost?"]
     assert f"about 1.98 nats per response: a rough figure from {many}, without an interval" in cost
     assert cost.endswith("preftune evaluate measures it.")
+
+
+@pytest.mark.parametrize(("objective", "words"), [("dpo", "the reference"), ("simpo", "the model before training")])
+def test_an_objective_without_a_reference_has_a_start(write_run, objective, words):
+    run = read(write_run(config=f"objective: {{name: {objective}}}\n", metrics=[]))
+    assert f"1.35 nats per response from {words}: the KL" in dict(verdict(run).paragraph)["What did it cost?"]

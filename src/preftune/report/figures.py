@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -28,23 +29,37 @@ from preftune.report.drawing import (
 )
 from preftune.report.values import number
 
+IMPLICIT = "implicit reward"
+OF_SCORES = {  # captions of a reward model, where they differ
+    "accuracy": "How often the reward model scores chosen above rejected. The dashed line is chance.",
+    "rewards": "The scores that the reward model gives. What counts is the gap between the two, not their level.",
+    "margin": "Score of chosen less score of rejected, mean over pairs. The band holds the middle 80% of them; pairs "
+    "below the dashed line are ranked wrongly.",
+    "histograms": "Scores of held-out responses, first evaluation above last: training should move chosen to the right "
+    "of rejected.",
+}
 
-def panels(history: History) -> list[Panel]:
+
+def panels(history: History, scores: bool = False) -> list[Panel]:
     """All panels for which the run has numbers, in reading order.
 
     Args:
         history: the lines of metrics.jsonl, as `read(run_dir).history` or `run.history` has them.
+        scores: True for a reward model, whose rewards are the scores that it gives, and no log-ratios.
     """
-    return [panel for make in PANELS if (panel := make(history)) is not None]
+    found = [panel for make in PANELS if (panel := make(history)) is not None]
+    return [_of_scores(panel) for panel in found] if scores else found
 
 
-def overview(history: History) -> go.Figure:
+def overview(history: History, scores: bool = False) -> go.Figure:
     """The six main curves of a run in one figure of two rows and three columns; fewer where a run has fewer.
 
     Args:
         history: the lines of metrics.jsonl, as `read(run_dir).history` or `run.history` has them.
+        scores: True for a reward model.
     """
     found = [panel for make in OVERVIEW if (panel := make(history)) is not None]
+    found = [_of_scores(panel) for panel in found] if scores else found
     columns = max(1, min(3, len(found)))
     rows = max(1, math.ceil(len(found) / columns))
     titles = [panel.title for panel in found]
@@ -105,7 +120,7 @@ def rewards(history: History) -> Panel | None:
         "Rewards",
         "The implicit reward says how much likelier training made a response; below zero, less likely. What counts is "
         "the gap between the two.",
-        Cell("implicit reward", traces, level=0.0),
+        Cell(IMPLICIT, traces, level=0.0),
     )
 
 
@@ -134,8 +149,9 @@ def log_probability_change(history: History) -> Panel | None:
     return _panel(
         "logps",
         "Log-probability since the start",
-        "How much likelier held-out responses became, per token. If both curves fall, the gap widened by making even "
-        "chosen responses less likely.",
+        "How much likelier held-out responses became, per token; below zero, less likely. Where rejected falls further "
+        "than a chosen that falls too, the gap widens although even chosen responses become less likely; where chosen "
+        "falls further, per token it is chosen that loses.",
         Cell("change, nats per token", traces, level=0.0),
     )
 
@@ -167,7 +183,8 @@ def optimiser(history: History) -> Panel | None:
     return _panel(
         "optimiser",
         "Gradient norm and learning rate",
-        "A gradient norm that explodes or drops to zero means that training is broken; single peaks are harmless.",
+        "A gradient norm that explodes, or drops to zero and stays there, is a sign that training is broken; single "
+        "peaks are mostly harmless.",
         Cell("gradient norm", norm, y_range="tozero"),
         Cell("learning rate", rate, y_format="~g", y_range="tozero"),
     )
@@ -201,7 +218,7 @@ def reward_histograms(history: History) -> Panel | None:
         "Rewards of held-out responses, first evaluation above last. At the start all of them are zero where the model "
         "is its own reference; training should move chosen to the right of rejected.",
         tuple(cells),
-        x_title="implicit reward",
+        x_title=IMPLICIT,
     )
 
 
@@ -228,6 +245,13 @@ def _panel(key: str, title: str, caption: str, *cells: Cell) -> Panel | None:
     """A panel of the cells that have traces; None if none has."""
     full = tuple(cell for cell in cells if cell.traces)
     return Panel(key, title, caption, full) if full else None
+
+
+def _of_scores(panel: Panel) -> Panel:
+    """The same of a reward model."""
+    cells = tuple(replace(cell, y_title="score") if cell.y_title == IMPLICIT else cell for cell in panel.cells)
+    x_title = "score" if panel.x_title == IMPLICIT else panel.x_title
+    return replace(panel, caption=OF_SCORES.get(panel.key, panel.caption), cells=cells, x_title=x_title)
 
 
 def _densities(row: dict[str, Any], key: str) -> tuple[list[float], list[float]] | None:

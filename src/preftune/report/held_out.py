@@ -149,14 +149,12 @@ def _about(evaluation: dict[str, Any]) -> str:
 def _compared(evaluation: dict[str, Any]) -> list[Range]:
     pairs, baselines = mapping(evaluation.get("pairs")), mapping(evaluation.get("baselines"))
     reference, longer = mapping(baselines.get("reference")), mapping(baselines.get("longer"))
+    if "against" not in evaluation and "policy_accuracy" not in pairs:  # only scores tell responses apart on their own
+        label, note = "Reward model", "chosen is scored above rejected"
+    else:
+        label, note = f"Trained model against {_other(evaluation, 'its')}", "chosen gained more than rejected"
     found = [
-        _range(
-            f"Trained model against {_other(evaluation, 'its')}",
-            pairs,
-            "accuracy",
-            "chosen gained more than rejected",
-            main=True,
-        ),
+        _range(label, pairs, "accuracy", note, main=True),
         _range("Trained model alone", pairs, "policy_accuracy", "chosen is likelier than rejected"),
         _range(f"Baseline: {_other(evaluation, '')} alone", reference, "accuracy", "by its own log-probabilities"),
         _range("Baseline: the longer response", longer, "accuracy", "no model at all"),

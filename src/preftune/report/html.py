@@ -34,6 +34,7 @@ from preftune.report.reading import RunData, read
 from preftune.report.samples import groups
 from preftune.report.tables import changes
 from preftune.report.thinning import MOST
+from preftune.report.trained import is_reward_model
 from preftune.report.values import show_time
 from preftune.report.verdict import verdict
 
@@ -156,7 +157,7 @@ def run_sections(run: RunData, running: bool = False) -> tuple[list[Section], li
         run: its files.
         running: True if it is known to go on.
     """
-    curves, rows, evaluation = panels(run.history), changes(run), held_out(run.evaluation)
+    curves, rows, evaluation = panels(run.history, is_reward_model(run)), changes(run), held_out(run.evaluation)
     credited = credit.pairs(run.credit)
     folder, data = shlex.quote(run.known_as), run.data_path
     given: dict[str, tuple[str, dict[str, Any]]] = {

@@ -56,7 +56,7 @@ def advice(run: RunData, found: Mapping[str, Change], running: bool = False) -> 
         )
     rules = (_turned, _risen, _not_above_chance, _length, _beaten_by_length, _still_rising)
     said += [one for rule in rules if (one := rule(run, found, folder)) is not None]
-    if not run.evaluation:
+    if not run.own_evaluation:
         said.append(
             Advice(
                 "See whether it beats simple baselines, where it is wrong, how far its confidence can be trusted"

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from preftune.report.reading import RunData
+from preftune.report.trained import is_reward_model
 from preftune.report.values import Interval, Unit, interval, mapping, number, show, show_change, show_interval
 
 
@@ -71,6 +72,19 @@ METRICS = {
 }
 
 
+OF_SCORES = {  # of a reward model, which has no reference
+    "preference_accuracy": Metric(
+        "Preference accuracy",
+        "Share of held-out pairs in which the reward model scores chosen above rejected; ties count one half, so 50% "
+        "is chance.",
+        "share",
+    ),
+    "margin": Metric("Margin of scores", "Score of chosen less score of rejected, mean over held-out pairs."),
+    "chosen_reward": Metric("Score of chosen", "Mean score of the chosen responses."),
+    "rejected_reward": Metric("Score of rejected", "Mean score of the rejected responses."),
+}
+
+
 # Spreads, parts and changes of the metrics above: they have their place in the figures.
 DETAILS = ("_sd", "_se", "_q10", "_q50", "_q90", "_change", "_length", "_first_logp", "_last_logp")
 # What the training doctor goes by, and says itself where it matters.
@@ -125,16 +139,22 @@ def changes(run: RunData) -> dict[str, Change]:
     difference = mapping(run.summary.get("difference"))
     told = {**mapping(run.summary.get("before")), **mapping(run.summary.get("after"))}
     further = [key for key in told if key not in OF_THE_DOCTOR.union(METRICS) and not key.endswith(DETAILS)]
-    found = {key: _change(key, before, after, difference) for key in (*METRICS, *further)}
+    metrics = {**METRICS, **OF_SCORES} if is_reward_model(run) else METRICS
+    found = {
+        key: _change(key, metrics.get(key, Metric(key.replace("_", " ").capitalize(), "")), before, after, difference)
+        for key in (*METRICS, *further)
+    }
     return {key: change for key, change in found.items() if change.before is not None or change.after is not None}
 
 
-def _change(key: str, before: dict[str, Any], after: dict[str, Any], difference: dict[str, Any]) -> Change:
+def _change(
+    key: str, metric: Metric, before: dict[str, Any], after: dict[str, Any], difference: dict[str, Any]
+) -> Change:
     start, end = number(before.get(key)), number(after.get(key))
     given = number(difference.get(key))
     return Change(
         key=key,
-        metric=METRICS.get(key, Metric(key.replace("_", " ").capitalize(), "")),
+        metric=metric,
         before=start,
         before_interval=interval(before.get(f"{key}_ci95")),
         after=end,

@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from preftune.report.reading import read
+from preftune.report.trained import is_reward_model
 from preftune.run import Run
 
 ROWS = (
@@ -32,6 +33,7 @@ def show_run(run: Run, console: Console | None = None) -> None:
     table = Table("held out", "before", "after")
     for key, label in ROWS:
         if before.get(key) is not None and after.get(key) is not None:
+            label = label.removeprefix("implicit ") if is_reward_model(data) else label
             table.add_row(label, _figure(before, key), _figure(after, key))
     if table.row_count:
         console.print(table)

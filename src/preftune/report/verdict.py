@@ -11,6 +11,7 @@ from preftune.report.diagnosis import Symptom, symptoms
 from preftune.report.next_steps import Advice, advice
 from preftune.report.reading import RunData
 from preftune.report.tables import Change, changes
+from preftune.report.trained import has_reference, is_reward_model
 from preftune.report.values import (
     Interval,
     Unit,
@@ -56,7 +57,7 @@ def verdict(run: RunData, running: bool = False) -> Verdict:
     found = changes(run)
     accuracy, reward, loss = (found.get(key) for key in ("preference_accuracy", "true_reward", "loss"))
     better = [
-        _judge_accuracy(accuracy) if accuracy else "",
+        _judge_accuracy(accuracy, is_reward_model(run)) if accuracy else "",
         _judge_reward(reward) if reward else "",
         _judge_wins(mapping(run.evaluation.get("win_rate")), run.evaluation),
         _judge_loss(loss) if loss and not accuracy else "",
@@ -111,7 +112,10 @@ def _headline(run: RunData, accuracy: Change | None, reward: Change | None, loss
 
 def _what_was_done(run: RunData) -> str:
     model, data = name_of(run.config.get("model")), name_of(run.config.get("data"))
-    text = f"preftune trained the model {model}" if model else "preftune trained a model"
+    if is_reward_model(run):
+        text = f"preftune trained a reward model from {model}" if model else "preftune trained a reward model"
+    else:
+        text = f"preftune trained the model {model}" if model else "preftune trained a model"
     records = number(mapping(run.manifest.get("records")).get("train"))
     amount = f"{records:,.0f} records of " if records is not None and data else ""
     text += f" on {amount}{'the data ' if not amount else ''}{data}" if data else ""
@@ -139,14 +143,16 @@ def _strength(objective: Any) -> str:
     return f" ({', '.join(said)})" if said else ""
 
 
-def _judge_accuracy(accuracy: Change) -> str:
+def _judge_accuracy(accuracy: Change, scores: bool) -> str:
     if accuracy.after is None:
         return ""
-    text = (
-        "Held against its reference (the model before training, unless the config names another), the trained model "
-        f"favours the chosen response in {show(accuracy.after, 'share')} of held-out pairs"
-        f"{_in_brackets(accuracy.after_interval, 'share')}"
+    who = (
+        "The reward model scores the chosen response above the rejected one"
+        if scores
+        else "Held against its reference (the model before training, unless the config names another), the trained "
+        "model favours the chosen response"
     )
+    text = f"{who} in {show(accuracy.after, 'share')} of held-out pairs{_in_brackets(accuracy.after_interval, 'share')}"
     if accuracy.after_interval is None:
         text += "; no interval was recorded, so chance (50%) cannot be ruled out."
     else:
@@ -154,7 +160,9 @@ def _judge_accuracy(accuracy: Change) -> str:
     if accuracy.before is None or accuracy.difference is None:
         return text
     change = f"a change of {show_change(accuracy.difference, 'share')}"
-    if accuracy.before == 0.5:  # all pairs are ties at the start: the change is as sure as the distance from chance
+    if (
+        accuracy.before == 0.5 and not scores
+    ):  # all pairs are ties at the start: the change is as sure as the distance from chance
         return f"{text} Before training it was 50.0%, {change}."
     was = f"Before training it was {show(accuracy.before, 'share')}{_in_brackets(accuracy.before_interval, 'share')}"
     return f"{text} {was}, {change}{_solidity(accuracy)}."
@@ -208,7 +216,7 @@ def _judge_distance(run: RunData, kl: Change | None) -> str:
         return _roughly(run)
     bounds = around(value, error) if error else kl.after_interval if kl else None
     return (
-        f"Its samples lie {show(value)} nats per response from the reference{_in_brackets(bounds)}: the KL divergence, "
+        f"Its samples lie {show(value)} nats per response from {_start(run)}{_in_brackets(bounds)}: the KL divergence, "
         "which is 0 as long as nothing has changed, and grows with what is given up of the old model."
     )
 
@@ -221,9 +229,14 @@ def _roughly(run: RunData) -> str:
     answers = number(mapping(run.config.get("doctor")).get("answers"))
     many = f"{answers:,.0f} answers" if answers and answers > 1 else "a few answers"
     return (
-        f"Its KL divergence from the reference is about {show(sampled[-1])} nats per response: a rough figure from "
+        f"Its KL divergence from {_start(run)} is about {show(sampled[-1])} nats per response: a rough figure from "
         f"{many}, without an interval, which may be off several times over; preftune evaluate measures it."
     )
+
+
+def _start(run: RunData) -> str:
+    """What a run is held against, which is no reference where the objective has none."""
+    return "the reference" if has_reference(run) else "the model before training"
 
 
 def _judge_symptoms(found: list[Symptom] | None) -> str:
