@@ -104,6 +104,8 @@ def _show_win_rate(console: Console, figures: Mapping[str, Any]) -> None:
     table = Table("win rate", "", "95% interval", title=f"judge {escape(figures['judge'])}", title_justify="left")
     _add(table, "raw", figures, "win_rate", "{:.3f}")
     _add(table, "at equal length", figures, "length_controlled", "{:.3f}")
+    if figures.get("not_controlled"):
+        table.add_row("at equal length", "not given", figures["not_controlled"])
     table.add_row("wins, ties, losses", ", ".join(f"{figures[name]:,}" for name in ("wins", "ties", "losses")), "")
     table.add_row("verdicts that flip with the order", f"{figures['flipped']:.3f}", "")
     if figures["unanswered"]:
