@@ -32,12 +32,14 @@ def show_evaluation(figures: Mapping[str, Any], console: Console | None = None) 
     head = f"{figures['model']}{against}: {data['pairs']} {what} on {data['prompts']} prompts of {data['path']}"
     console.print(head, markup=False, highlight=False, soft_wrap=True)
     if "pairs" in figures:
-        console.print(_pairs(figures))
+        _show_pairs(console, figures)
+    if figures.get("responses"):
+        console.print(_responses(figures["responses"]))
     for key, name in (("by_length", "bucket"), ("by_source", "source")):
         if figures.get(key):
             console.print(_slices(figures[key], name, "length" if name == "bucket" else "source"))
     if "generation" in figures:
-        _show_answers(console, figures["generation"])
+        _show_answers(console, figures["generation"], str(figures.get("against", "the reference")))
     if "win_rate" in figures:
         _show_win_rate(console, figures["win_rate"])
 
@@ -50,6 +52,43 @@ def show_benchmark(found: Mapping[str, Any], console: Console | None = None) -> 
             error = "" if value["se"] is None else f"{value['se']:.4f}"
             table.add_row(escape(task), escape(metric), f"{value['value']:.4f}", error)
     (console or Console()).print(table)
+
+
+def _show_pairs(console: Console, figures: Mapping[str, Any]) -> None:
+    """The table of held-out figures, and why one is missing."""
+    table = _pairs(figures)
+    said = []
+    if table.row_count:
+        console.print(table)
+    elif len(responses := figures.get("responses", {})) == 1:
+        (kind,) = responses
+        said.append(
+            f"no accuracy, margin or delta: they compare good responses with bad ones, and all that were held out are "
+            f"judged {kind}"
+        )
+    else:
+        said.append("no accuracy, margin or delta: there is neither a log-prob nor a reward to compare")
+    calibration = figures.get("calibration")
+    if calibration is not None and calibration.get("temperature") is None:
+        margin = figures["pairs"].get("margin", 0.0)
+        why = "margins are not above 0 on average" if margin <= 0 else "no margin is below 0"
+        said.append(f"no temperature: none is best, since {why}")
+    elif calibration is not None and calibration.get("ece_with_temperature") is None:
+        said.append(
+            "no calibration error with a temperature: one half of the prompts alone gives none to try on the other"
+        )
+    for line in said:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _responses(sides: Mapping[str, Mapping[str, Any]]) -> Table:
+    """Of good and of bad responses, each on its own."""
+    table = Table("held-out responses", *(f"judged {name}" for name in sides))
+    table.add_row("how many", *(f"{side['responses']:,}" for side in sides.values()))
+    for key, label in (("logp_per_token", "log-prob per token, nats"), ("reward", "reward")):
+        if all(key in side for side in sides.values()):
+            table.add_row(label, *(f"{side[key]:+.3f}" for side in sides.values()))
+    return table
 
 
 def _pairs(figures: Mapping[str, Any]) -> Table:
@@ -81,7 +120,7 @@ def _slices(rows: Sequence[Mapping[str, Any]], key: str, title: str) -> Table:
     return table
 
 
-def _show_answers(console: Console, figures: Mapping[str, Any]) -> None:
+def _show_answers(console: Console, figures: Mapping[str, Any], reference: str) -> None:
     sides = [side for side in ("policy", "against") if side in figures]
     answers = figures["prompts"] * figures["samples_per_prompt"]
     table = Table(
@@ -97,7 +136,7 @@ def _show_answers(console: Console, figures: Mapping[str, Any]) -> None:
         for key, label in (("per_response", "nats per response"), ("per_token", "per token")):
             error = found.get(f"{key}_se")
             told.append(f"{found[key]:.4g} {label}" + ("" if error is None else f" (standard error {error:.2g})"))
-        console.print(f"KL to the reference: {', '.join(told)}", highlight=False)
+        console.print(f"KL to {reference}: {', '.join(told)}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _show_win_rate(console: Console, figures: Mapping[str, Any]) -> None:
