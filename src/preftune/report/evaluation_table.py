@@ -123,10 +123,11 @@ def _slices(rows: Sequence[Mapping[str, Any]], key: str, title: str) -> Table:
 def _show_answers(console: Console, figures: Mapping[str, Any], reference: str) -> None:
     sides = [side for side in ("policy", "against") if side in figures]
     answers = figures["prompts"] * figures["samples_per_prompt"]
-    table = Table(
-        f"{answers} answers, temperature {figures['temperature']:g}",
-        *(escape(str(figures[side].get("model", side))) for side in sides),
-    )
+    for side in sides:
+        if "model" in figures[side]:
+            line = f"{side}: answers of {figures[side]['model']}"
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
+    table = Table(f"{answers} answers, temperature {figures['temperature']:g}", *sides)
     for key, label, form in ANSWERS:
         table.add_row(label, *(_with_interval(figures[side], key, form) for side in sides))
     console.print(table)
