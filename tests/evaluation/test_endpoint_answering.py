@@ -24,6 +24,7 @@ def test_both_sides_come_from_endpoints_and_are_replayed(made: Made, proxy: Prox
     assert first.exit_code == 0, first.output
     figures = json.loads((out / "evaluation.json").read_text())
     assert {figures["generation"][side]["model"] for side in ("policy", "against")} == {f"{proxy.url}#sandbox"}
+    assert f"policy: answers of {proxy.url}#sandbox" in first.output
     assert "kl" not in figures["generation"]
     assert "no KL divergence is measured: it is estimated on tokens" in first.output
     lines = [json.loads(line) for line in (out / "generations.jsonl").read_text().splitlines()]
@@ -55,6 +56,11 @@ def test_an_endpoint_is_all_that_a_model_is_compared_with(files: dict[str, Path]
     assert "model" not in done.figures["generation"]["policy"]
     fits = done.figures["generation"]["max_new_tokens"]
     assert 0 < fits < 128
+    words = [answer.words for group in done.generated.policy for answer in group] if done.generated else []
+    assert done.figures["generation"]["policy"]["distinct_1"] == pytest.approx(
+        len({word for answer in words for word in answer}) / sum(map(len, words))  # as the other side's
+    )
+    assert len({body["seed"] for body in proxy.bodies}) == 2  # prompts draw apart
     assert {body["max_tokens"] for body in proxy.bodies} == {fits}
 
 

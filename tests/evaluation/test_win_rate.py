@@ -1,15 +1,19 @@
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from preftune.errors import PreftuneError
 from preftune.evaluation.intervals import wilson
 from preftune.evaluation.judges.base import Comparison, Judge, Verdict, by_orders, by_scores
 from preftune.evaluation.win_rate import from_verdicts, win_rate
+from preftune.report.evaluation_table import show_evaluation
+from preftune.report.judging import show
 
 
 class Says(Judge):
@@ -55,6 +59,7 @@ def test_the_other_way_round_is_one_minus_it() -> None:
     turned = from_verdicts(comparisons([(b, a) for a, b in lengths]), back, "j")
     assert turned.win_rate == pytest.approx(1 - there.win_rate)
     assert turned.length_controlled == pytest.approx(1 - there.length_controlled)
+    assert there.length_controlled_ci95 is not None
     low, high = there.length_controlled_ci95
     assert turned.length_controlled_ci95 == pytest.approx((1 - high, 1 - low))
 
@@ -85,12 +90,48 @@ def test_where_length_says_nothing_both_rates_are_alike() -> None:
     lengths = [tuple(pair) for pair in random.integers(5, 60, size=(400, 2))]
     found = win_rate(comparisons(lengths), Says(lambda _: Verdict(float(random.random() < 0.7))))
     assert found.length_controlled == pytest.approx(found.win_rate, abs=0.02)
-    same = win_rate(comparisons([(9, 9)] * 10), Says(lambda each: Verdict(float(each.key != "row 3"))))
+    same = win_rate(comparisons([(9, 9)] * 20), Says(lambda each: Verdict(float(int(each.key[4:]) % 4 > 0))))
     assert same.length_controlled == pytest.approx(same.win_rate, abs=1e-2)
 
 
-def covers(interval: tuple[float, float], truth: float) -> bool:
-    return interval[0] <= truth <= interval[1]
+@pytest.mark.parametrize(("wins", "ties", "losses"), [(1, 7, 0), (3, 4, 1), (0, 3, 9), (40, 0, 4)])
+def test_few_wins_or_losses_give_no_controlled_rate(wins: int, ties: int, losses: int) -> None:
+    verdicts = [Verdict(value) for value, n in ((1.0, wins), (0.5, ties), (0.0, losses)) for _ in range(n)]
+    lengths = [(5 + 7 * i % 40, 20) for i in range(len(verdicts))]
+    found = from_verdicts(comparisons(lengths), verdicts, "j")
+    assert (found.length_controlled, found.length_controlled_ci95) == (None, None)
+    assert found.not_controlled == "it takes at least 5 wins and 5 losses"
+    console = Console(record=True, width=120, file=io.StringIO())
+    show(found, console)
+    low, high = found.win_rate_ci95
+    head = {"model": "m", "data": {"pairs": 1, "kind": "pairs", "prompts": 1, "path": "d"}}
+    show_evaluation({**head, "win_rate": json.loads(json.dumps(found.as_json()))}, console)
+    assert console.export_text().count("it takes at least 5 wins and 5 losses") == 2
+    assert low < found.win_rate < high
+
+
+def test_one_win_and_no_loss_is_no_evidence() -> None:
+    for sign in (1, -1):
+        verdicts = [Verdict(0.5 + sign * 0.5 * (i == 0)) for i in range(8)]
+        low, high = from_verdicts(comparisons([(1, 1)] * 8), verdicts, "j").win_rate_ci95
+        assert low < 0.45
+        assert high > 0.55
+
+
+@pytest.mark.parametrize("ties", [0.5, 0.9])
+def test_the_interval_holds_the_truth_where_losses_are_rare(ties: float) -> None:
+    """12 prompts, one loss to five wins: in many evaluations there is no loss at all."""
+    random, trials, covered = np.random.default_rng(3), 300, 0
+    truth = ties / 2 + (1 - ties) * 5 / 6
+    for trial in range(trials):
+        drawn = random.choice([0.5, 1.0, 0.0], 12, p=[ties, (1 - ties) * 5 / 6, (1 - ties) / 6])
+        found = from_verdicts(comparisons([(1, 1)] * 12), [Verdict(float(v)) for v in drawn], "j", seed=trial)
+        covered += covers(found.win_rate_ci95, truth)
+    assert covered / trials >= 0.92
+
+
+def covers(interval: tuple[float, float] | None, truth: float) -> bool:
+    return interval is not None and interval[0] <= truth <= interval[1]
 
 
 @pytest.mark.parametrize("rate", [0.5, 0.9])

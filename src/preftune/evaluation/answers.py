@@ -66,9 +66,14 @@ class Answer:
     def pieces(self) -> list[Any]:
         """What is counted for repeats: tokens less the one that ends, or words where tokens are not known."""
         if self.sampled is None:
-            return re.findall(r"\w+|[^\w\s]", self.text)
+            return self.words
         ids: list[int] = self.sampled.ids.tolist()
         return ids[:-1] if self.ended else ids
+
+    @property
+    def words(self) -> list[Any]:
+        """Words and marks of its text."""
+        return re.findall(r"\w+|[^\w\s]", self.text)
 
 
 # Answers to each prompt, the same number to each.
@@ -155,7 +160,7 @@ def _writer(opened: Opened, model: Callable[[], AbstractContextManager[nn.Module
     return write
 
 
-def describe(answers: Sequence[Sequence[Answer]]) -> dict[str, Any]:
+def describe(answers: Sequence[Sequence[Answer]], by_words: bool = False) -> dict[str, Any]:
     """What answers are like, with 95% intervals by prompt.
 
     mean_length: tokens, an end token included. end_rate: share that reached an end. repetition: share of an answer's
@@ -165,21 +170,23 @@ def describe(answers: Sequence[Sequence[Answer]]) -> dict[str, Any]:
 
     Args:
         answers: to each prompt, at least one.
+        by_words: count repeats over words also where tokens are known, to compare with answers where they are not.
     """
     flat = [(number, answer) for number, group in enumerate(answers) for answer in group]
     number = np.array([one for one, _ in flat])
     ended = np.array([answer.ended for _, answer in flat], float)
     columns = {
         "mean_length": np.array([answer.tokens for _, answer in flat], float),
-        "repetition": np.array([_repetition(answer.pieces) for _, answer in flat]),
+        "repetition": np.array([_repetition(answer.words if by_words else answer.pieces) for _, answer in flat]),
     }
     found: dict[str, Any] = {}
     for name, values in columns.items():
         interval = mean_interval(values, number)
         found |= {name: float(values.mean()), f"{name}_ci95": None if interval is None else list(interval)}
     found |= {"end_rate": float(ended.mean()), "end_rate_ci95": list(grouped_interval(ended, number))}
+    pieces = [[answer.words if by_words else answer.pieces for answer in group] for group in answers]
     for size in (1, 2):
-        share, bounds = _distinct([[answer.pieces for answer in group] for group in answers], size)
+        share, bounds = _distinct(pieces, size)
         found |= {f"distinct_{size}": share, f"distinct_{size}_ci95": None if bounds is None else list(bounds)}
     return found
 

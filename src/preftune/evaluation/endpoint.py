@@ -110,7 +110,7 @@ class Endpoint:
             temperature: 0 takes the most probable token.
             top_p: mass of the most probable tokens to draw from.
             samples_per_prompt: responses to each prompt.
-            seed: of what is drawn, where the endpoint takes one.
+            seed: of what is drawn, where the endpoint takes one; different prompts draw apart.
             stop: texts that end a response, and are no part of it.
             progress: told how many of how many are there.
 
@@ -126,7 +126,7 @@ class Endpoint:
             for _ in range(samples_per_prompt):
                 number = asked[prompt]  # a prompt that stands there twice gets other samples the second time
                 asked[prompt] += 1
-                drawn = int.from_bytes(hashlib.sha256(f"{seed} {number}".encode()).digest()[:4]) >> 1
+                drawn = int.from_bytes(hashlib.sha256(f"{seed} {number} {prompt}".encode()).digest()[:4]) >> 1
                 requests.append(
                     Request(
                         prompt=prompt,

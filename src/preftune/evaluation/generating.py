@@ -92,16 +92,17 @@ def generate(
         theirs = against(sampling)(prompts)
     elif opened.reference is not None:
         theirs = reference_writer(opened, sampling)(prompts)
+    by_words = any(answer.sampled is None for group in [*ours, *(theirs or ())] for answer in group)
     figures: dict[str, Any] = {
         "prompts": len(prompts),
         "samples_per_prompt": len(ours[0]),
         "temperature": sampling.temperature,
         "max_new_tokens": sampling.max_new_tokens,
         "seed": sampling.seed,
-        "policy": describe(ours),
+        "policy": describe(ours, by_words),
     }
     if theirs is not None:
-        figures["against"] = describe(theirs)
+        figures["against"] = describe(theirs, by_words)
     why = _no_kl(opened, ours, sampling)
     if why is None:
         figures["kl"] = _kl(opened, prompts, ours)

@@ -46,6 +46,28 @@ def grouped_interval(correct: ArrayLike, number: NDArray[np.int64]) -> tuple[flo
     return wilson(mean, effective)
 
 
+def paired_interval(wins: float, losses: float, of: int) -> tuple[float, float]:
+    """95% interval of a win rate whose ties count one half, also where there is no win or no loss at all.
+
+    The adjusted Wald interval for paired outcomes of Bonett and Price 2012 (Journal of Educational and Behavioral
+    Statistics 37): one more win and one more loss are counted than there were.
+
+    Args:
+        wins: how many.
+        losses: how many.
+        of: how many there were, ties included; at least 1.
+
+    Example:
+        >>> [round(bound, 2) for bound in paired_interval(1, 0, 8)]
+        [0.38, 0.72]
+    """
+    won, lost = (wins + 1) / (of + 2), (losses + 1) / (of + 2)
+    half = Z95 * float(np.sqrt((won + lost - (won - lost) ** 2) / (of + 2)))
+    low, high = (0.5 + (won - lost + side * half) / 2 for side in (-1, 1))
+    rate = 0.5 + (wins - losses) / of / 2
+    return min(max(0.0, low), rate), max(min(1.0, high), rate)
+
+
 def numbered(group: Sequence[Hashable]) -> NDArray[np.int64]:
     """Groups by number, from 0 in the order in which they are first met, shape (n,)."""
     index = {value: i for i, value in enumerate(dict.fromkeys(group))}

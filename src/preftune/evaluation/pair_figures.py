@@ -44,14 +44,14 @@ def pair_figures(scores: Scores, examples: Sequence[Example], sources: Sequence[
         sources: of each example, where its data says so.
 
     Returns:
-        "pairs", and where they can be told "calibration", "by_length", "by_source" and "baselines"; for demonstrations
-        "demonstrations" alone.
+        "pairs", and where they can be told "calibration", "by_length", "by_source" and "baselines"; for judged
+        responses "pairs" and "responses", for demonstrations "demonstrations" alone.
     """
     prompts = [example.prompt.tobytes() for example in examples]
     number = numbered(prompts)
     table = scores.table
     if "response_logp" in table or "response_reward" in table:
-        return {"pairs": _summary(scores, prompts)}
+        return {"pairs": _summary(scores, prompts), "responses": _responses(table)}
     if "chosen_length" in table and "rejected_length" not in table:
         return {"demonstrations": _demonstrations(scores, number)}
     found: Figures = {"pairs": _summary(scores, prompts)}
@@ -129,6 +129,21 @@ def _baselines(scores: Scores, number: NDArray[np.int64]) -> Figures:
         name: {"accuracy": float(won.mean()), "accuracy_ci95": list(grouped_interval(won, number))}
         for name, won in wins.items()
     }
+
+
+def _responses(table: Mapping[str, NDArray[Any]]) -> Figures:
+    """Of the responses judged good, and of those judged bad, what needs no other kind beside it."""
+    found = Figures()
+    for name, good in (("good", 1), ("bad", 0)):
+        if not (mask := table["good"] == good).any():
+            continue
+        side: Figures = {"responses": int(mask.sum())}
+        if "response_logp" in table:
+            side["logp_per_token"] = float(table["response_logp"][mask].sum() / table["response_length"][mask].sum())
+        if np.isfinite(reward := table["response_reward"][mask]).all():
+            side["reward"] = float(reward.mean())
+        found[name] = side
+    return found
 
 
 def _demonstrations(scores: Scores, number: NDArray[np.int64]) -> Figures:

@@ -15,7 +15,7 @@ import numpy as np
 from preftune.errors import PreftuneError
 from preftune.evaluation import logistic
 from preftune.evaluation.bootstrap import RESAMPLES, Floats, Statistic, interval95
-from preftune.evaluation.intervals import wilson
+from preftune.evaluation.intervals import paired_interval, wilson
 from preftune.evaluation.judges.base import Comparison, Judge, Verdict, check_some
 
 if TYPE_CHECKING:
@@ -23,6 +23,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Comparison", "WinRate", "win_rate"]
 
+# Wins, and losses, from which on a length-controlled rate is given. Simulated on 8 to 64 prompts, up to 70% ties,
+# answers up to 1.5 standard deviations longer, log-odds that rise by 0, 1 or 3 with each: the interval holds the true
+# rate in 82% of evaluations without a loss (or a win), in 93% with 1 or 2, in 93 to 96% from 5 on; below 5 it is 0.4
+# to 0.5 wide, since one or two answers decide the slope. (Log-odds that rise by 3 to 5 have 86 to 91%, with 15 losses
+# as with 5: more of them is no cure for that.)
+FEWEST = 5
 Interval = tuple[float, float]
 Progress = Callable[[int, int], object]  # how many of how many are judged
 
@@ -37,8 +43,10 @@ class WinRate:
         prompts: different prompts among those with a verdict.
         win_rate: share of a's wins, ties counting half.
         win_rate_ci95: its 95% interval; prompts are the draws.
-        length_controlled: the same at equal lengths, by logistic regression on the difference of lengths.
-        length_controlled_ci95: its 95% interval, from the same resamples.
+        length_controlled: the same at equal lengths, by logistic regression on the difference of lengths; None where
+            few comparisons are won, or lost.
+        length_controlled_ci95: its 95% interval, from the same resamples; None likewise.
+        not_controlled: why there is no such rate; None if there is.
         wins: comparisons in which a is better.
         ties: in which neither is, or the judge's two orders disagree.
         losses: in which b is better.
@@ -54,8 +62,9 @@ class WinRate:
     prompts: int
     win_rate: float
     win_rate_ci95: Interval
-    length_controlled: float
-    length_controlled_ci95: Interval
+    length_controlled: float | None
+    length_controlled_ci95: Interval | None
+    not_controlled: str | None
     wins: int
     ties: int
     losses: int
@@ -82,11 +91,13 @@ def win_rate(
     """Have a judge compare answers, and say how often a wins.
 
     The interval is a bootstrap over prompts. Where all prompts came to the same result, resampling knows nothing of
-    what else could have been; there Wilson's interval for as many prompts stands in.
+    what else could have been; there Wilson's interval for as many prompts stands in. Where a never wins or never loses,
+    beside ties, it knows nothing of the missing kind; there the interval is that of `intervals.paired_interval`.
 
     The length-controlled rate is sigmoid(constant) of the regression of a's verdicts on (length of a - length of b) /
     (standard deviation of that difference): the rate that is left where both are of one length (as in Dubois et al.
-    2024, arXiv 2404.04475). Lengths are in characters, of stripped text.
+    2024, arXiv 2404.04475). There is none for fewer than 5 wins or 5 losses. Lengths are in characters, of
+    stripped text.
 
     Args:
         comparisons: answers of a and b to the same prompts.
@@ -152,13 +163,20 @@ def from_verdicts(
     def controlled(weight_RN: Floats) -> Floats:
         return logistic.sigmoid(logistic.fit(longer_N, preference_N, weight_RN)[:, 0])
 
+    wins, losses = int((preference_N > 0.5).sum()), int((preference_N < 0.5).sum())
+
     def measured(statistic: Statistic) -> tuple[float, Interval]:
         value = float(statistic(np.ones((1, len(found))))[0])
         if _alike(preference_N, prompts):
             return value, wilson(value, len(set(prompts)))
+        if not (wins and losses):
+            count = len(set(prompts))
+            return value, paired_interval(count * wins / len(found), count * losses / len(found), count)
         return value, interval95(statistic, prompts, seed, resamples)
 
-    (rate, rate_ci95), (fair, fair_ci95) = measured(raw), measured(controlled)
+    rate, rate_ci95 = measured(raw)
+    enough = min(wins, losses) >= FEWEST
+    fair, fair_ci95 = measured(controlled) if enough else (None, None)
     orders = [verdict for _, verdict, _ in found if verdict.orders]
     return WinRate(
         judge=judge,
@@ -168,9 +186,10 @@ def from_verdicts(
         win_rate_ci95=rate_ci95,
         length_controlled=fair,
         length_controlled_ci95=fair_ci95,
-        wins=int((preference_N > 0.5).sum()),
+        not_controlled=None if enough else f"it takes at least {FEWEST} wins and {FEWEST} losses",
+        wins=wins,
         ties=int((preference_N == 0.5).sum()),
-        losses=int((preference_N < 0.5).sum()),
+        losses=losses,
         flipped=float(np.mean([verdict.flips for verdict in orders])) if orders else 0.0,
         unanswered=len(comparisons) - len(found),
         length_ratio=float(length_N2[:, 0].mean() / max(length_N2[:, 1].mean(), 1e-9)),

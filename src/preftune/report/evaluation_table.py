@@ -32,7 +32,9 @@ def show_evaluation(figures: Mapping[str, Any], console: Console | None = None) 
     head = f"{figures['model']}{against}: {data['pairs']} {what} on {data['prompts']} prompts of {data['path']}"
     console.print(head, markup=False, highlight=False, soft_wrap=True)
     if "pairs" in figures:
-        console.print(_pairs(figures))
+        _show_pairs(console, figures)
+    if figures.get("responses"):
+        console.print(_responses(figures["responses"]))
     for key, name in (("by_length", "bucket"), ("by_source", "source")):
         if figures.get(key):
             console.print(_slices(figures[key], name, "length" if name == "bucket" else "source"))
@@ -51,6 +53,43 @@ def show_benchmark(found: Mapping[str, Any], console: Console | None = None) -> 
             error = "" if value["se"] is None else f"{value['se']:.4f}"
             table.add_row(escape(task), escape(metric), f"{value['value']:.4f}", error)
     (console or Console()).print(table)
+
+
+def _show_pairs(console: Console, figures: Mapping[str, Any]) -> None:
+    """The table of held-out figures, and why one is missing."""
+    table = _pairs(figures)
+    said = []
+    if table.row_count:
+        console.print(table)
+    elif len(responses := figures.get("responses", {})) == 1:
+        (kind,) = responses
+        said.append(
+            f"no accuracy, margin or delta: they compare good responses with bad ones, and all that were held out are "
+            f"judged {kind}"
+        )
+    else:
+        said.append("no accuracy, margin or delta: there is neither a log-prob nor a reward to compare")
+    calibration = figures.get("calibration")
+    if calibration is not None and calibration.get("temperature") is None:
+        margin = figures["pairs"].get("margin", 0.0)
+        why = "margins are not above 0 on average" if margin <= 0 else "no margin is below 0"
+        said.append(f"no temperature: none is best, since {why}")
+    elif calibration is not None and calibration.get("ece_with_temperature") is None:
+        said.append(
+            "no calibration error with a temperature: one half of the prompts alone gives none to try on the other"
+        )
+    for line in said:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _responses(sides: Mapping[str, Mapping[str, Any]]) -> Table:
+    """Of good and of bad responses, each on its own."""
+    table = Table("held-out responses", *(f"judged {name}" for name in sides))
+    table.add_row("how many", *(f"{side['responses']:,}" for side in sides.values()))
+    for key, label in (("logp_per_token", "log-prob per token, nats"), ("reward", "reward")):
+        if all(key in side for side in sides.values()):
+            table.add_row(label, *(f"{side[key]:+.3f}" for side in sides.values()))
+    return table
 
 
 def _pairs(figures: Mapping[str, Any]) -> Table:
@@ -85,10 +124,11 @@ def _slices(rows: Sequence[Mapping[str, Any]], key: str, title: str) -> Table:
 def _show_answers(console: Console, figures: Mapping[str, Any], against: str) -> None:
     sides = [side for side in ("policy", "against") if side in figures]
     answers = figures["prompts"] * figures["samples_per_prompt"]
-    table = Table(
-        f"{answers} answers, temperature {figures['temperature']:g}",
-        *(escape(str(figures[side].get("model", side))) for side in sides),
-    )
+    for side in sides:
+        if "model" in figures[side]:
+            line = f"{side}: answers of {figures[side]['model']}"
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
+    table = Table(f"{answers} answers, temperature {figures['temperature']:g}", *sides)
     for key, label, form in ANSWERS:
         table.add_row(label, *(_with_interval(figures[side], key, form) for side in sides))
     console.print(table)
@@ -98,13 +138,15 @@ def _show_answers(console: Console, figures: Mapping[str, Any], against: str) ->
         for key, label in (("per_response", "nats per response"), ("per_token", "per token")):
             error = found.get(f"{key}_se")
             told.append(f"{found[key]:.4g} {label}" + ("" if error is None else f" (standard error {error:.2g})"))
-        console.print(f"KL to {against}: {', '.join(told)}", markup=False, highlight=False)
+        console.print(f"KL to {against}: {', '.join(told)}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _show_win_rate(console: Console, figures: Mapping[str, Any]) -> None:
     table = Table("win rate", "", "95% interval", title=f"judge {escape(figures['judge'])}", title_justify="left")
     _add(table, "raw", figures, "win_rate", "{:.3f}")
     _add(table, "at equal length", figures, "length_controlled", "{:.3f}")
+    if figures.get("not_controlled"):
+        table.add_row("at equal length", "not given", figures["not_controlled"])
     table.add_row("wins, ties, losses", ", ".join(f"{figures[name]:,}" for name in ("wins", "ties", "losses")), "")
     table.add_row("verdicts that flip with the order", f"{figures['flipped']:.3f}", "")
     if figures["unanswered"]:

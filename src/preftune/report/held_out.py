@@ -312,6 +312,8 @@ def _judged(win_rate: dict[str, Any]) -> list[str]:
         said.append(f"{show(flipped, 'share')} of the verdicts flipped when the order of the answers was swapped.")
     if unanswered:
         said.append(f"{unanswered:,.0f} comparisons got no verdict.")
+    if (why := win_rate.get("not_controlled")) and isinstance(why, str):
+        said.append(f"No length-controlled rate is given: {why}.")
     agreement, pairs = number(check.get("agreement")), number(check.get("pairs"))
     if agreement is not None:
         known = f" {pairs:,.0f}" if pairs is not None else ""

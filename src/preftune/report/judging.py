@@ -32,7 +32,10 @@ def judging_progress(quiet: bool) -> Iterator[Progress]:
 def _win_rate(rate: WinRate) -> Table:
     table = Table("win rate of A", "", "95% interval", title=f"judge {rate.judge}", title_justify="left")
     table.add_row("raw", f"{rate.win_rate:.3f}", _interval(rate.win_rate_ci95))
-    table.add_row("at equal length", f"{rate.length_controlled:.3f}", _interval(rate.length_controlled_ci95))
+    if rate.length_controlled is not None and rate.length_controlled_ci95 is not None:
+        table.add_row("at equal length", f"{rate.length_controlled:.3f}", _interval(rate.length_controlled_ci95))
+    else:
+        table.add_row("at equal length", "not given", rate.not_controlled)
     table.add_row("wins, ties, losses", f"{rate.wins:,}, {rate.ties:,}, {rate.losses:,}", "")
     table.add_row("prompts, comparisons", f"{rate.prompts:,}, {rate.comparisons:,}", "")
     table.add_row("length of A over B", f"{rate.length_ratio:.2f}", "")
