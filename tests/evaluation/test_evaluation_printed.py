@@ -60,4 +60,6 @@ def test_kl_says_to_what() -> None:
     side = dict.fromkeys(("mean_length", "end_rate", "repetition", "distinct_1", "distinct_2"), 1.0)
     generation = {"prompts": 1, "samples_per_prompt": 1, "temperature": 1.0, "policy": side}
     generation["kl"] = {"per_response": 1.5, "per_token": 0.1}
-    assert "KL to runs/other: 1.5 nats" in printed({**HEAD, "against": "runs/other", "generation": generation})
+    other = {**HEAD, "against": "runs/other", "own_reference": False, "generation": generation}
+    assert "KL to runs/other: 1.5 nats" in printed(other)
+    assert "KL to the reference: 1.5 nats" in printed({**other, "own_reference": True})
