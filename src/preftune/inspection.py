@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from preftune.data.examples import Example, Response
+from preftune.data.examples import Example
 from preftune.data.pieces import pieces
 from preftune.errors import PreftuneError
 from preftune.evaluation.credit import SIDES, PairCredit, TokenCredit, spread
@@ -114,17 +114,9 @@ def _inspected(opened: Opened, example: Example, scored: ExampleScore) -> Inspec
         assert reference is not None
         words = pieces(tokenizer, response.ids.tolist())
         credit = TokenCredit(words, spread(logps, response), spread(reference, response), beta)
-        found.append((_name(response), credit))
+        found.append((response.name, credit))
     prompt = tokenizer.decode(example.prompt.tolist(), skip_special_tokens=False)
     return Inspected(example.row, str(prompt), found)
-
-
-def _name(response: Response) -> str:
-    if response.role == Role.LABELLED:
-        return "good response" if response.score else "bad response"
-    if response.role == Role.RANKED:
-        return f"response with score {response.score:g}"
-    return response.role.name.lower()
 
 
 def _keep(run: Path, found: Sequence[Inspected]) -> None:

@@ -38,6 +38,15 @@ class Response:
         """Number of targets."""
         return len(self.ids) if self.targets is None else int(self.targets.sum())
 
+    @property
+    def name(self) -> str:
+        """What it is to its example, in words."""
+        if self.role == Role.LABELLED:
+            return "good response" if self.score else "bad response"
+        if self.role == Role.RANKED:
+            return f"response with score {self.score:g}"
+        return self.role.name.lower()
+
 
 @dataclass(frozen=True)
 class Example:

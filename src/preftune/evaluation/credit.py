@@ -128,12 +128,14 @@ class PairCredit:
 
 def unit(objectives: Sequence[Objective]) -> float:
     """Units of reward per nat: beta or tau of the first objective that has one; else 1, so that credit is in nats."""
-    for objective in objectives:
-        fields = objective.describe()
-        for name in ("beta", "tau"):
-            if isinstance(fields.get(name), int | float):
-                return float(fields[name])
-    return 1.0
+    found = (scale(objective) for objective in objectives)
+    return next((value for value in found if value is not None), 1.0)
+
+
+def scale(objective: Objective) -> float | None:
+    """Reward per nat of an objective: its beta, or tau; None if it has neither."""
+    fields = objective.describe()
+    return next((float(v) for name in ("beta", "tau") if isinstance(v := fields.get(name), int | float)), None)
 
 
 def credits_of(

@@ -27,6 +27,7 @@ from preftune.data.baselines import with_baselines
 from preftune.data.examples import Example
 from preftune.data.records import Record
 from preftune.errors import PreftuneError
+from preftune.evaluation.credit import scale
 from preftune.evaluation.models import Named, Other, find, load_other, load_policy
 from preftune.inputs import render
 from preftune.objectives import registry
@@ -90,9 +91,7 @@ class Opened:
     @property
     def beta(self) -> float | None:
         """Of the objective, reward per nat: its `beta`, or `tau`; None if it has neither."""
-        settings = {} if self.term is None else self.term.objective.describe()
-        found = settings.get("beta", settings.get("tau"))
-        return float(found) if isinstance(found, int | float) else None
+        return None if self.term is None else scale(self.term.objective)
 
     def records(self) -> Iterator[Record]:
         """The record of each example, in the order of `examples`; read from disk each time."""

@@ -12,7 +12,6 @@ from preftune.data.examples import Example, Response
 from preftune.data.pieces import pieces, visible
 from preftune.data.records import Record
 from preftune.data.rendering import Refused, Renderer
-from preftune.objectives.batch import Role
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -50,17 +49,9 @@ def _show_example(console: Console, example: Example, renderer: Renderer) -> Non
     for response in example.responses:
         trained = response.length
         console.print(
-            f"{_name(response)}, {len(response.ids):,} tokens, {trained:,} trained on", style="dim", highlight=False
+            f"{response.name}, {len(response.ids):,} tokens, {trained:,} trained on", style="dim", highlight=False
         )
         console.print(_joined(_response(response, renderer)), soft_wrap=True)
-
-
-def _name(response: Response) -> str:
-    if response.role == Role.LABELLED:
-        return "good response" if response.score else "bad response"
-    if response.role == Role.RANKED:
-        return f"response with score {response.score:g}"
-    return response.role.name.lower()
 
 
 def _response(response: Response, renderer: Renderer) -> list[tuple[str, str]]:

@@ -10,6 +10,7 @@ worked answers with one line corrupted, chosen over it the answer as it was.
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 import re
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from preftune.api import train
@@ -333,8 +335,6 @@ def _dpo(sft: Run, pairs: list[Preference], seed: int, folder: Path, show: bool,
 
 
 def _copy(run: Run) -> Any:
-    import copy
-
     return copy.deepcopy(run.model).eval()  # type: ignore[union-attr]
 
 
@@ -342,8 +342,6 @@ def _credits(
     part: Sequence[Judged], policy: PolicyModule, reference: PolicyModule, tokenizer: Any
 ) -> list[TokenCredit]:
     """The credit of each answer."""
-    import torch
-
     examples = []
     for one in part:
         asked = tokenizer.encode(one.prompt)
