@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from preftune.training.doctor.rules import RULES
+from preftune.yaml_text import short
 
 ANY = "any"
 NAMES = tuple(rule.name for rule in RULES)
@@ -45,7 +46,7 @@ class DoctorConfig(BaseModel):
     def _known(cls, value: list[str], info: Any) -> list[str]:
         known = (*NAMES, ANY) if info.field_name == "stop" else NAMES
         if strange := [name for name in value if name not in known]:
-            raise ValueError(f"there is no rule {strange[0]}; known: {', '.join(known)}")
+            raise ValueError(f"there is no rule {short(strange[0])}; known: {', '.join(known)}")
         return value
 
     def stops(self, name: str, severity: str) -> bool:
