@@ -39,6 +39,7 @@ WHAT: dict[DataKind, str] = {
     "labels": "judged responses (prompt, completion, label)",
     "rankings": "rankings (prompt, responses, scores)",
     "demonstrations": "demonstrations (prompt, completion)",
+    "rollouts": "rollouts (responses that the policy samples, with rewards)",
 }
 NONE_LEFT = "no record is left to learn from: {summary}; mend the data, or change data.rendering"
 NONE_HELD_OUT = (

@@ -18,7 +18,7 @@ from preftune.errors import PreftuneError
 from preftune.objectives.batch import Batch, LogProbs, PlainBatch, Role, at_hand, swapped
 
 State = Mapping[str, Tensor]
-DataKind = Literal["pairs", "labels", "rankings", "demonstrations"]
+DataKind = Literal["pairs", "labels", "rankings", "demonstrations", "rollouts"]
 Confidence = Literal["mixed", "read", "unused"]
 
 
@@ -44,7 +44,8 @@ class Objective(ABC):
 
     Class attributes say what it needs:
         reference: True if it compares the policy with a reference model.
-        data: "pairs", "labels" (unpaired, judged responses), "rankings" (n responses in order) or "demonstrations".
+        data: "pairs", "labels" (unpaired, judged responses), "rankings" (n responses in order), "demonstrations" or
+            "rollouts" (n responses that the policy itself sampled, with their rewards).
             Pairs serve all of them: chosen is good and rejected bad, or first and second, or what to imitate.
         needs: names of the optional `LogProbs` fields that it reads.
         couples: True if an example's loss depends on other examples of the optimiser batch, or on a state. Such an
@@ -54,6 +55,9 @@ class Objective(ABC):
         baselines: True if every example must carry a response of another prompt, of role BASELINE.
         least_examples: the fewest examples that an optimiser batch may hold.
         refuses: why a modifier makes no sense here, by the modifier's name: the end of a sentence that says what to do.
+        carried: names of the values per token that its examples must carry (`batch.token`): "old_logps" and
+            "reference_logps", the log-probs under the policy that sampled a response and under the reference;
+            "advantages".
         columns: record columns, optional elsewhere ("gap"), in which every example must have a value.
         finite_up_to: size of a response's log-prob, in nats, up to which loss and gradient are finite in float32.
         learning_rate: peak learning rate to start from when all weights of a model of 1B parameters train.
@@ -68,6 +72,7 @@ class Objective(ABC):
     least_examples: ClassVar[int] = 1
     confidence: ClassVar[Confidence] = "unused"
     refuses: ClassVar[Mapping[str, str]] = {}
+    carried: ClassVar[frozenset[str]] = frozenset()
     columns: ClassVar[frozenset[str]] = frozenset()
     finite_up_to: ClassVar[float] = 1e4
     learning_rate: ClassVar[float] = 1e-6
