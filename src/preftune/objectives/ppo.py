@@ -134,4 +134,3 @@ class PPO(Objective):
         covered = any_covered(batch, ("old_logps", "advantages"))
         extras = step_figures(log_ratio, clipped_K, batch) if covered else {}
         return Outcome(token_means(loss_K, batch), implicit, state, extras)
-

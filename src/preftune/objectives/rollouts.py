@@ -45,7 +45,7 @@ def carried_K(batch: Batch, name: str, otherwise_K: Tensor) -> Tensor:
 
 
 def log_ratio_K(policy: LogProbs, batch: Batch) -> Tensor:
-    """Log-ratio of the policy to the one that sampled the rollouts, at each target, in nats; 0 where they do not say."""
+    """Log-ratio of the policy to the one that sampled the rollouts, at each target, nats; 0 where they do not say."""
     return policy.logps_K - carried_K(batch, "old_logps", policy.logps_K.detach())
 
 

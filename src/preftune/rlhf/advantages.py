@@ -63,11 +63,12 @@ def generalised_advantages(rewards_T: Floats, values_T: Floats, gamma: float, la
     return advantages_T
 
 
-def whitened(values: Sequence[Floats], keep_mean: bool = False) -> list[Floats]:
+def whitened(values: Sequence[Floats], counts: Sequence[bool] | None = None, keep_mean: bool = False) -> list[Floats]:
     """Values of many responses, scaled together to variance 1, and to mean 0 unless the mean is to be kept.
 
     Args:
         values: of the tokens of each response.
+        counts: which responses mean and variance are taken over; None: all.
         keep_mean: give back the mean that they had.
 
     Source: Ziegler et al. 2019, arXiv 1909.08593, whose code takes the variance with n, and keeps the mean of rewards.
@@ -76,7 +77,7 @@ def whitened(values: Sequence[Floats], keep_mean: bool = False) -> list[Floats]:
         >>> [each.round(4).tolist() for each in whitened([np.array([1.0, 3.0]), np.array([5.0])])]
         [[-1.2247, 0.0], [1.2247]]
     """
-    together = np.concatenate(list(values))
+    together = np.concatenate([each for i, each in enumerate(values) if counts is None or counts[i]])
     mean, scale = together.mean(), 1 / np.sqrt(together.var() + SMALLEST)
     return [(each - mean) * scale + (mean if keep_mean else 0.0) for each in values]
 
