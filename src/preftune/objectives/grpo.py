@@ -52,8 +52,9 @@ class GRPO(Objective):
         LLM Reinforcement Learning System at Scale", arXiv 2503.14476: average token, clip_high 0.28 and beta 0.
 
     When to use: rewards that are right or wrong (maths, code), without a value network. It needs the block `online`
-        with several samples to each prompt, 4 to 16. For a frontier between reward and KL, take scale none: the
-        standard deviation makes prompts on which rewards hardly differ count as much as all others.
+        with several samples to each prompt, 4 to 16. Where reward is to be traded for KL as well as can be, take
+        `rloo`: the standard deviation here makes prompts on which rewards hardly differ count as much as all others,
+        and the penalty's gradient is that of KL(pi_ref || pi), the other divergence, at each token.
 
     In nats: beta is the price of a nat, in standard deviations of the group's rewards (in reward with scale none).
         kl is a sum over tokens under average none, and a mean per token otherwise, where beta so is a price per token.
