@@ -33,8 +33,10 @@ FIELDS = [(name, field.name) for name in NAMES for field in dataclasses.fields(r
 # what advantages are made by, before the objective reads them: tests/rlhf/test_critic.py
 BEFOREHAND = {
     ("ppo", field)
-    for field in ("target_kl", "horizon", "gamma", "lam", "value_clip", "value_learning_rate")
-    + ("whiten_rewards", "whiten_advantages")
+    for field in (
+        *("target_kl", "horizon", "gamma", "lam", "value_clip", "value_learning_rate"),
+        *("whiten_rewards", "whiten_advantages"),
+    )
 }
 
 # values of fields that show on a batch of ordinary log-probs, where simple multiples of the default do not

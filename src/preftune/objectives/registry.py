@@ -222,8 +222,8 @@ def needs(terms: Iterable[Term]) -> frozenset[str]:
 
 
 def data_kind(terms: Iterable[Term]) -> DataKind:
-    """The kind of data that the terms train on together: pairs, if they differ, because pairs serve every objective that
-    learns from data at all.
+    """The kind of data that the terms train on together: pairs, if they differ, because pairs serve every objective that learns
+    from data at all.
 
     Raises:
         PreftuneError: if some learn from what the policy samples, and others do not.
@@ -237,8 +237,8 @@ def data_kind(terms: Iterable[Term]) -> DataKind:
     if "rollouts" in kinds and len(kinds) > 1:
         names = [next(t.name for t in terms if (t.objective.data == "rollouts") == own) for own in (True, False)]
         raise PreftuneError(
-            f"objective {names[0]} learns from responses that the policy samples and {names[1]} does not: train them one "
-            "after the other"
+            f"objective {names[0]} learns from responses that the policy samples and {names[1]} does not: train them "
+            "one after the other"
         )
     return kinds.pop() if len(kinds) == 1 else "pairs"
 
