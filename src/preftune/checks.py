@@ -181,11 +181,6 @@ def check_sizes(terms: tuple[registry.Term, ...], examples: dataset.Examples) ->
 def check_kind(terms: tuple[registry.Term, ...], kind: str) -> None:
     """Refuse data of a kind that the objective cannot learn from."""
     wanted = registry.data_kind(terms)
-    if wanted == "rollouts":
-        raise PreftuneError(
-            f"objective {terms[0].name} learns from responses that the policy samples, not from those of the data: add "
-            "the block online, such as online.judge=sandbox"
-        )
     if kind not in (wanted, "pairs"):
         names = "+".join(term.name for term in terms)
         raise PreftuneError(

@@ -222,24 +222,13 @@ def needs(terms: Iterable[Term]) -> frozenset[str]:
 
 
 def data_kind(terms: Iterable[Term]) -> DataKind:
-    """The kind of data that the terms train on together: pairs, if they differ, because pairs serve every objective that learns
-    from data at all.
-
-    Raises:
-        PreftuneError: if some learn from what the policy samples, and others do not.
+    """The kind of data that the terms train on together: pairs, if they differ, because pairs serve every objective.
 
     Example:
         >>> data_kind(terms("kto")), data_kind(terms(["dpo", "sft"]))
         ('labels', 'pairs')
     """
-    terms = tuple(terms)
     kinds = {term.objective.data for term in terms}
-    if "rollouts" in kinds and len(kinds) > 1:
-        names = [next(t.name for t in terms if (t.objective.data == "rollouts") == own) for own in (True, False)]
-        raise PreftuneError(
-            f"objective {names[0]} learns from responses that the policy samples and {names[1]} does not: train them "
-            "one after the other"
-        )
     return kinds.pop() if len(kinds) == 1 else "pairs"
 
 

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,17 +19,23 @@ from torch import Tensor
 from preftune.data.examples import Example, Response
 from preftune.data.packing import PackedBatch
 from preftune.errors import PreftuneError
+from preftune.evaluation.judges import REWARD
 from preftune.objectives.ppo import PPO
 from preftune.policy.policy import PolicyModule, values
 from preftune.rlhf.advantages import Floats, KLController, generalised_advantages, token_rewards, whitened
+from preftune.rlhf.value_network import first_weights, value_network
 from preftune.training import state
 from preftune.training.batches import torch_seed
-from preftune.training.checkpoint import Fragment, Tensors
+from preftune.training.checkpoint import Tensors
 from preftune.training.engine import prepare, whole
 from preftune.training.feed import Feed
 from preftune.training.optim import OptimConfig, optimizer, rate_at
 from preftune.training.step import Micro
 from preftune.training.zero import ZeroAccelerator
+
+if TYPE_CHECKING:
+    from preftune.rlhf.config import OnlineConfig
+    from preftune.training.trainer import Trainer
 
 PREFIX = "critic."  # of its tensors in a checkpoint
 DROPOUT = 7  # stream of random numbers, beside those of training.batches and rlhf.plan
@@ -70,6 +76,7 @@ class Critic:
         self.learning_rate = learning_rate if own is None else own
         self.controller = KLController(objective.beta, objective.target_kl, objective.horizon)
         self.prepared, self.optimizer = prepare(accelerator, module, optimizer(module, optim, self.learning_rate))
+        self.seen: list[dict[str, float]] = []  # of the steps since the last line of metrics
 
     def prepare(self, examples: Sequence[Example]) -> tuple[list[Example], dict[str, float]]:
         """Rollouts with what PPO learns from: at each token "values" (of the network as it is), "returns" (what it is
@@ -163,16 +170,23 @@ class Critic:
             group["lr"] = self.learning_rate * rate_at(step, self.steps, self.optim)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        self.seen.append(found)
         return found
 
-    def tensors(self) -> dict[str, Tensor | Fragment]:
+    def line(self) -> dict[str, float]:
+        """Means of what `learn` gave since the last line."""
+        seen, self.seen = self.seen, []
+        return {name: float(np.mean([one[name] for one in seen])) for name in (seen[0] if seen else ())}
+
+    def tensors(self) -> dict[str, Tensor]:
         """Weights and moments, for a checkpoint."""
-        moments, _ = state.moments(self.prepared, self.optimizer)
+        moments: Any = state.moments(self.prepared, self.optimizer)[0]  # whole: nothing is sharded here
         return {PREFIX + name: tensor for name, tensor in {**state.weights(self.prepared), **moments}.items()}
 
     def numbers(self) -> dict[str, Any]:
         """What a checkpoint keeps beside them."""
-        return {"beta": self.controller.beta, "moments": state.moments(self.prepared, self.optimizer)[1]}
+        moments = state.moments(self.prepared, self.optimizer)[1]
+        return {"beta": self.controller.beta, "moments": moments, "seen": self.seen}
 
     def restore(self, tensors: Tensors, numbers: Mapping[str, Any]) -> None:
         """Go on from a checkpoint, bit by bit.
@@ -181,7 +195,7 @@ class Critic:
             PreftuneError: if it is of another network.
         """
         state.restore(self.prepared, self.optimizer, Within(tensors, PREFIX), numbers["moments"])
-        self.controller.beta = numbers["beta"]
+        self.controller.beta, self.seen = numbers["beta"], list(numbers["seen"])
 
     def _loss_K(self, value_K: Tensor, batch: PackedBatch) -> tuple[Tensor, Tensor]:
         """Loss of each value, and 1 where the clip holds it."""
@@ -209,6 +223,38 @@ class Critic:
     def _syncing(self, number: int, count: int) -> AbstractContextManager[Any]:
         """Processes exchange gradients in the last backward of a step only."""
         return nullcontext() if number == count - 1 else self.accelerator.no_sync(self.prepared)
+
+
+def open_critic(trainer: Trainer, config: OnlineConfig) -> Critic:
+    """The value network of a run. It begins as the reward model that the config names, else as that which judges, else
+    as the policy under a new head.
+
+    Raises:
+        PreftuneError: if there can be none.
+    """
+    check_engine(trainer.accelerator)
+    (term,) = trainer.terms
+    objective = getattr(term.objective, "inner", term.objective)  # without its modifiers
+    if not isinstance(objective, PPO):
+        raise PreftuneError(
+            f"objective {term.name} reads advantages, whose settings are those of PPO: make it a subclass of "
+            "preftune.objectives.ppo.PPO"
+        )
+    judge = config.judge.removeprefix(REWARD) if config.judge.startswith(REWARD) else None
+    start, said = first_weights(config.value, judge, trainer.tokenizer)
+    trainer.messages += [] if said is None else [said]
+    module = value_network(trainer.policy, start, trainer.tokenizer.pad_token_id)
+    settings = trainer.config
+    return Critic(
+        module,
+        objective,
+        trainer.feed,
+        trainer.accelerator,
+        settings.seed,
+        settings.optim,
+        trainer.learning_rate,
+        trainer.schedule.steps,
+    )
 
 
 def clipped_value_loss(value: Tensor, old: Tensor, target: Tensor, clip: float | None) -> tuple[Tensor, Tensor]:

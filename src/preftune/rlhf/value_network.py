@@ -6,13 +6,47 @@ import copy
 from typing import Any
 
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from preftune.errors import PreftuneError
+from preftune.evaluation.models import find, load_policy
 from preftune.policy.layout import choose_layout
 from preftune.policy.loading import vocabulary
 from preftune.policy.policy import PolicyModule
 from preftune.policy.reward_head import is_reward_model, with_reward_head
+
+
+def first_weights(
+    value: str | None, judge: str | None, tokenizer: PreTrainedTokenizerBase
+) -> tuple[nn.Module | None, str | None]:
+    """The reward model that a value network begins as, if there is one, and what to say about it.
+
+    Args:
+        value: a run of a reward model, or a folder or hub id of a sequence classifier with one label; a user names it.
+        judge: the same, of the reward model that judges; it serves if it reads the policy's tokens.
+        tokenizer: of the policy.
+
+    Raises:
+        PreftuneError: if what the user names is no reward model, or reads other tokens.
+    """
+    path = value or judge
+    if path is None:
+        return None, None
+    named = find(path)
+    if not named.is_reward_model:
+        raise PreftuneError(
+            f"a value network cannot begin as {path}, which is no reward model: name a run of bradley_terry, or leave "
+            "online.value out"
+        )
+    loaded = load_policy(named)
+    if loaded.tokenizer.get_vocab() == tokenizer.get_vocab():
+        return loaded.lm, None
+    if value is None:
+        return None, f"the value network begins as the policy: {path}, which judges, has another tokenizer"
+    raise PreftuneError(
+        f"a value network reads the policy's tokens, and {path} has another tokenizer: name a reward model with the "
+        "same one (online.value)"
+    )
 
 
 def value_network(policy: PolicyModule, start: nn.Module | None, pad_id: int | None) -> PolicyModule:
