@@ -48,9 +48,9 @@ def base_tokenizer() -> PreTrainedTokenizerFast:
 def pairs(n: int, *, noise: float = 0.0, seed: int = 0, scale: float = 3.0) -> list[Preference]:
     """Preferences over responses that the base model gives to training prompts.
 
-    Both responses are samples of the base model; a pair of identical, unfinished or empty ones is drawn again. The first is
-    preferred with probability sigmoid(scale * (its true reward - the true reward of the other)), and the label is then
-    flipped with probability `noise`.
+    Both responses are samples of the base model; a pair of identical, unfinished or empty ones is drawn again. The
+    first is preferred with probability sigmoid(scale * (its true reward - the true reward of the other)), and the label
+    is then flipped with probability `noise`.
 
     Args:
         n: number of pairs.
