@@ -5,6 +5,7 @@ Takes about a minute on one CPU core. Without FOLDER it overwrites the copy that
 machine the result is the same, bit for bit, every time.
 """
 
+import math
 import random
 import sys
 from functools import cache
@@ -17,7 +18,7 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from preftune.sandbox.listed.language import BASE, END, LONGEST, PROMPTS, words_of
-from preftune.sandbox.listed.rule import COMMON, ECHOES, ENDS, FOLLOWS, WORDS
+from preftune.sandbox.listed.rule import COMMON, ECHOES, ENDS, FOLLOWS, RETURNS, WORDS
 from preftune.sandbox.train_base import save
 
 END_TOKEN = "<|end|>"
@@ -60,10 +61,13 @@ def make_model() -> Qwen3ForCausalLM:
 
 
 @cache
-def next_word_weights(prompt: tuple[int, int], last: int) -> tuple[float, ...]:
-    """How likely each word is to follow another in this world's language, in proportion."""
-    logits = [COMMON[w] + FOLLOWS[(w - last) % len(WORDS)] + ECHOES[(w - prompt[0]) % len(WORDS)] for w in range(7)]
-    return tuple(torch.tensor(logits).exp().tolist())
+def next_word_weights(prompt: tuple[int, int], said: tuple[int, ...]) -> tuple[float, ...]:
+    """How likely each word is to come next in a response of this world's language, in proportion."""
+    n, last = len(WORDS), said[-1] if said else prompt[1]
+    logits = [COMMON[word] + FOLLOWS[(word - last) % n] + ECHOES[(word - prompt[0]) % n] for word in range(n)]
+    if len(said) >= 2:
+        logits[said[0]] += RETURNS
+    return tuple(math.exp(logit) for logit in logits)
 
 
 def sample_response(rng: random.Random, prompt: tuple[int, int]) -> list[int]:
@@ -72,7 +76,7 @@ def sample_response(rng: random.Random, prompt: tuple[int, int]) -> list[int]:
     while len(said) < LONGEST:
         if rng.random() < ENDS[len(said)]:
             return [*said, END]
-        said += rng.choices(range(len(WORDS)), next_word_weights(prompt, said[-1] if said else prompt[1]))
+        said += rng.choices(range(len(WORDS)), next_word_weights(prompt, tuple(said)))
     return said
 
 
