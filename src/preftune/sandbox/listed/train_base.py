@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from preftune.sandbox.listed.language import BASE, END, LONGEST, PROMPTS, words_of
+from preftune.sandbox.listed.language import ASKED, BASE, END, LONGEST, PROMPTS, words_of
 from preftune.sandbox.listed.rule import COMMON, ECHOES, ENDS, FOLLOWS, RETURNS, WORDS
 from preftune.sandbox.train_base import save
 
@@ -61,16 +61,16 @@ def make_model() -> Qwen3ForCausalLM:
 
 
 @cache
-def next_word_weights(prompt: tuple[int, int], said: tuple[int, ...]) -> tuple[float, ...]:
+def next_word_weights(prompt: tuple[int, ...], said: tuple[int, ...]) -> tuple[float, ...]:
     """How likely each word is to come next in a response of this world's language, in proportion."""
-    n, last = len(WORDS), said[-1] if said else prompt[1]
+    n, last = len(WORDS), said[-1] if said else prompt[-1]
     logits = [COMMON[word] + FOLLOWS[(word - last) % n] + ECHOES[(word - prompt[0]) % n] for word in range(n)]
     if len(said) >= 2:
         logits[said[0]] += RETURNS
     return tuple(math.exp(logit) for logit in logits)
 
 
-def sample_response(rng: random.Random, prompt: tuple[int, int]) -> list[int]:
+def sample_response(rng: random.Random, prompt: tuple[int, ...]) -> list[int]:
     """Tokens of a response of this world's language: one to four words."""
     said: list[int] = []
     while len(said) < LONGEST:
@@ -81,14 +81,14 @@ def sample_response(rng: random.Random, prompt: tuple[int, int]) -> list[int]:
 
 
 def make_batch(rng: random.Random, size: int) -> tuple[Tensor, Tensor]:
-    """Inputs and targets of `size` responses, each (size, 2 + longest), padded on the right; -100 is no target."""
-    ids_BT = torch.full((size, 2 + LONGEST), END)
+    """Inputs and targets of `size` responses, each (size, longest), padded on the right; -100 is no target."""
+    ids_BT = torch.full((size, ASKED + LONGEST), END)
     targets_BT = torch.full_like(ids_BT, -100)
     for ids_T, targets_T, text in zip(ids_BT, targets_BT, rng.choices(PROMPTS, k=size), strict=True):
-        first, second = words_of(text)
-        response = sample_response(rng, (first, second))
-        ids_T[: 2 + len(response)] = torch.tensor([first, second, *response])
-        targets_T[1 : 1 + len(response)] = torch.tensor(response)
+        prompt = words_of(text)
+        response = sample_response(rng, prompt)
+        ids_T[: ASKED + len(response)] = torch.tensor([*prompt, *response])
+        targets_T[ASKED - 1 : ASKED - 1 + len(response)] = torch.tensor(response)
     return ids_BT, targets_BT
 
 
