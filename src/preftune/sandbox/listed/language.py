@@ -36,8 +36,8 @@ TRAIN, VALIDATION, TEST = (
     for part in _PARTS.values()
 )
 
-_WORDS_OF = [words for n in range(LONGEST + 1) for words in itertools.product(range(len(WORDS)), repeat=n)]
-RESPONSES = tuple(" ".join(WORDS[word] for word in words) for words in _WORDS_OF)
+RESPONSE_WORDS = [words for n in range(LONGEST + 1) for words in itertools.product(range(len(WORDS)), repeat=n)]
+RESPONSES = tuple(" ".join(WORDS[word] for word in words) for words in RESPONSE_WORDS)
 _INDEX = {text: i for i, text in enumerate(RESPONSES)}
 
 
@@ -68,7 +68,7 @@ def index_of(response: str) -> int:
 
 def response_ids() -> list[list[int]]:
     """Tokens of each response, in order, with the end token where there is one."""
-    return [[*words, END][:LONGEST] for words in _WORDS_OF]
+    return [[*words, END][:LONGEST] for words in RESPONSE_WORDS]
 
 
 def reference_folder() -> Path:

@@ -12,7 +12,7 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
-from preftune.sandbox.listed.language import _WORDS_OF, PROMPTS, all_logps, index_of, reference_model, words_of
+from preftune.sandbox.listed.language import PROMPTS, RESPONSE_WORDS, all_logps, index_of, reference_model, words_of
 from preftune.sandbox.listed.rule import COMPONENTS, WORDS, components_of
 from preftune.theory import frontier as theory
 from preftune.theory.frontier import Frontier
@@ -41,7 +41,7 @@ def true_reward_judge(prompt: str, response: str) -> float:
 @cache
 def _components(first: int, second: int) -> Tensor:
     """All components of all responses to prompts that begin so, shape (responses, components), float64."""
-    return torch.tensor([components_of((first, second), words) for words in _WORDS_OF], dtype=torch.float64)
+    return torch.tensor([components_of((first, second), words) for words in RESPONSE_WORDS], dtype=torch.float64)
 
 
 def _table(prompts: Sequence[str]) -> Tensor:
