@@ -88,7 +88,7 @@ class HeldOut:
         reliability: the reliability curve.
         calibration: what it says, in sentences.
         generation: figures of sampled answers of both models.
-        kl: the distance to the reference, in a sentence.
+        kl: the distance to the reference, and from what answers were chosen, in sentences.
         win_rate: raw and length-controlled.
         wins, ties, losses: shares of the comparisons.
         judged: how the judge was asked and how good it is, in sentences.
@@ -124,7 +124,7 @@ def held_out(evaluation: dict[str, Any]) -> HeldOut | None:
         reliability=_reliability(calibration),
         calibration=_calibration(calibration),
         generation=_generation(generation),
-        kl=_kl(mapping(generation.get("kl")), _other(evaluation)),
+        kl=" ".join([*filter(None, [_kl(mapping(generation.get("kl")), _other(evaluation))]), *_chosen(generation)]),
         win_rate=_win_rate(win_rate),
         wins=_outcomes(win_rate),
         judged=_judged(win_rate),
@@ -281,6 +281,22 @@ def _kl(kl: dict[str, Any], other: str) -> str:
     if per_token is not None:
         text += f", {_plus_minus(per_token, kl.get('per_token_se'))} nats per token"
     return f"{text} (± one standard error)."
+
+
+def _chosen(generation: dict[str, Any]) -> list[str]:
+    """From what the answers of a side were chosen, where they are the best of several."""
+    said = []
+    for side, words in (("policy", "The model's answers are"), ("against", "The other side's answers are")):
+        found = mapping(mapping(generation.get(side)).get("best_of"))
+        count, bound, score, before = (number(found.get(key)) for key in ("n", "kl_bound", "score", "score_of_all"))
+        if None in (count, bound, score, before):
+            continue
+        judge = f" by {found['judge']}" if isinstance(found.get("judge"), str) else ""
+        said.append(
+            f"{words} the best of {count:,.0f}{judge}: its mean score rises from {show(before)} to {show(score)}, at "
+            f"most {show(bound)} nats per response away from the model that was sampled."
+        )
+    return said
 
 
 def _win_rate(win_rate: dict[str, Any]) -> list[Range]:
