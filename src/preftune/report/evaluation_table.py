@@ -33,6 +33,8 @@ def show_evaluation(figures: Mapping[str, Any], console: Console | None = None) 
     console.print(head, markup=False, highlight=False, soft_wrap=True)
     if "pairs" in figures:
         _show_pairs(console, figures)
+    if figures.get("scores"):
+        console.print(_scores(figures["scores"]))
     if figures.get("responses"):
         console.print(_responses(figures["responses"]))
     for key, name in (("by_length", "bucket"), ("by_source", "source")):
@@ -89,6 +91,22 @@ def _responses(sides: Mapping[str, Mapping[str, Any]]) -> Table:
     for key, label in (("logp_per_token", "log-prob per token, nats"), ("reward", "reward")):
         if all(key in side for side in sides.values()):
             table.add_row(label, *(f"{side[key]:+.3f}" for side in sides.values()))
+    return table
+
+
+def _scores(figures: Mapping[str, Any]) -> Table:
+    """Of a reward model: level, spread and length."""
+    table = Table("scores", "", "95% interval")
+    for key, label, form in (
+        ("mean", "mean", "{:+.3f}"),
+        ("sd", "standard deviation", "{:.3f}"),
+        ("chosen", "  of chosen responses, mean", "{:+.3f}"),
+        ("rejected", "  of rejected responses, mean", "{:+.3f}"),
+        ("prefers_longer", "for the longer response", "{:.3f}"),
+        ("longer_is_better", "  that is the chosen one", "{:.3f}"),
+        ("length_correlation", "correlation with length", "{:+.3f}"),
+    ):
+        _add(table, label, figures, key, form)
     return table
 
 

@@ -87,6 +87,7 @@ class HeldOut:
         by_length, by_source: accuracy by bucket and by source.
         reliability: the reliability curve.
         calibration: what it says, in sentences.
+        scores: what a reward model's scores are like, in sentences.
         generation: figures of sampled answers of both models.
         kl: the distance to the reference, and from what answers were chosen, in sentences.
         win_rate: raw and length-controlled.
@@ -101,6 +102,7 @@ class HeldOut:
     by_source: Sequence[Range]
     reliability: Panel | None
     calibration: Sequence[str]
+    scores: Sequence[str]
     generation: Sequence[Row]
     kl: str
     win_rate: Sequence[Range]
@@ -123,6 +125,7 @@ def held_out(evaluation: dict[str, Any]) -> HeldOut | None:
         by_source=_slices(evaluation.get("by_source"), "source"),
         reliability=_reliability(calibration),
         calibration=_calibration(calibration),
+        scores=_scores(mapping(evaluation.get("scores"))),
         generation=_generation(generation),
         kl=" ".join([*filter(None, [_kl(mapping(generation.get("kl")), _other(evaluation))]), *_chosen(generation)]),
         win_rate=_win_rate(win_rate),
@@ -239,6 +242,28 @@ def _calibration(calibration: dict[str, Any]) -> list[str]:
         said.append(
             f"A temperature of {show(temperature)} fits best, so as it stands the model is {way}"
             + (f"; with that temperature the error is {show(after, 'share')}." if after is not None else ".")
+        )
+    return said
+
+
+def _scores(scores: dict[str, Any]) -> list[str]:
+    """Level, spread and length bias of a reward model's scores."""
+    mean, sd, chosen, rejected = (number(scores.get(key)) for key in ("mean", "sd", "chosen", "rejected"))
+    said = []
+    if mean is not None and sd is not None:
+        sides = f" ({show(chosen)} of chosen responses, {show(rejected)} of rejected ones)"
+        said.append(
+            f"Scores average {show(mean)}{sides if chosen is not None and rejected is not None else ''} and spread by "
+            f"{show(sd)} (standard deviation). Only differences mean anything, unless training was centred."
+        )
+    prefers, better = number(scores.get("prefers_longer")), number(scores.get("longer_is_better"))
+    if prefers is not None and better is not None:
+        bounds = _in_brackets(interval(scores.get("prefers_longer_ci95")), "share")
+        correlation = number(scores.get("length_correlation"))
+        also = "" if correlation is None else f" Score and length correlate by {show(correlation)} within pairs."
+        said.append(
+            f"Of pairs of unequal length it prefers the longer response in {show(prefers, 'share')}{bounds}; that is "
+            f"the chosen one in {show(better, 'share')}.{also}"
         )
     return said
 
