@@ -37,8 +37,8 @@ def test_a_field_is_varied_where_an_objective_has_it_and_the_others_are_explaine
     assert [cell.name for cell in found.cells] == ["dpo-beta=0.1", "dpo-beta=0.3", "ipo-tau=0.5", "ipo-tau=1"]
     assert [term.objective.describe().get("tau") for cell in found.cells[2:] for term in cell.terms] == [0.5, 1.0]
     assert found.notes == (
-        "objective dpo has no field for objective.tau, so its runs go without",
-        "objective ipo has no field for objective.beta, so its runs go without",
+        "objective.beta is a field of dpo: runs of ipo go without",
+        "objective.tau is a field of ipo: runs of dpo go without",
     )
 
 
@@ -87,6 +87,11 @@ def test_one_reference_is_stored_for_all_that_can_share_it(tmp_path: Path) -> No
     assert placed[1].output.path == str(tmp_path / "runs" / "simpo")
     live = grid(axes_of([*SANDBOX, "objective.beta=0.1,0.3", "reference.kind=live"])).cells[0]
     assert live.placed(tmp_path).reference.kind == "live"
+
+
+def test_online_runs_compute_their_reference(tmp_path: Path) -> None:
+    found = grid(axes_of([*SANDBOX, "objective.name=dpo,rloo", "online.judge=sandbox", "online.rounds=2"]))
+    assert [cell.placed(tmp_path).reference.kind for cell in found.cells] == ["auto", "auto"]
 
 
 def test_what_changes_the_held_out_data_is_told() -> None:

@@ -120,7 +120,7 @@ def test_the_table_and_the_page_say_the_same(swept: tuple[Path, list[str]]) -> N
     assert found["recommended"]["why"] in page.replace("&#39;", "'")
     assert "runs/dpo-beta%3D0.1/report.html" in page
     assert "http" not in page[: page.index("<script")].replace("http-equiv", "")
-    assert found["notes"][0] == "objective ipo has no field for objective.beta, so its runs go without"
+    assert found["notes"][0] == "objective.beta is a field of dpo and simpo: runs of ipo go without"
 
 
 def test_the_same_command_keeps_what_is_there(swept: tuple[Path, list[str]], capfd: pytest.CaptureFixture[str]) -> None:

@@ -104,8 +104,9 @@ def _check_data(found: Grid) -> None:
             seen[key] = dataset.read(data, str(data.path), cell.config.seed)
         records = seen[key]
         try:
-            check_kind(cell.terms, records.kind)
-            check_columns(cell.terms, records)
+            if cell.config.online is None:  # or it asks for prompts, which all data has
+                check_kind(cell.terms, records.kind)
+                check_columns(cell.terms, records)
             if not records.held_out:
                 raise PreftuneError("nothing is held out to measure it on: set data.held_out or data.held_out_path")
         except PreftuneError as error:
@@ -119,7 +120,7 @@ def _notes(found: Grid) -> list[str]:
     live = sorted({"+".join(t.name for t in cell.terms) for cell in needing if not cell.stores})
     notes = []
     if free:
-        notes.append(f"{' and '.join(free)} trains without a reference, and is measured against its start all the same")
+        notes.append(f"trained without a reference, and measured against the start all the same: {' and '.join(free)}")
     if live:
-        notes.append(f"{' and '.join(live)} computes its reference in each step, as it was told or has to")
+        notes.append(f"no log-probs of a reference are stored for {' and '.join(live)}: it is computed in each step")
     return notes

@@ -63,7 +63,7 @@ class Cell:
     @property
     def stores(self) -> bool:
         """True if its reference's log-probs can be stored for all runs of the sweep."""
-        live = any("kl_K" in term.objective.needs for term in self.terms)
+        live = any("kl_K" in term.objective.needs for term in self.terms) or self.config.online is not None
         return registry.needs_reference(self.terms) and not live and self.config.reference.kind == "auto"
 
     def placed(self, folder: Path) -> RunConfig:
@@ -156,27 +156,31 @@ def grid(axes: Sequence[Axis], file: Path | None = None, base: Mapping[str, Any]
         raise PreftuneError("nothing varies: give at least one key several values, such as objective.beta=0.05,0.1,0.3")
     names = [axis for axis in axes if axis.key in (OBJECTIVE, NAME)]
     others = [axis for axis in axes if axis not in names]
-    used, notes = set[str](), list[str]()
+    has: dict[str, list[str]] = {axis.key: [] for axis in others}
+    lacks: dict[str, list[str]] = {axis.key: [] for axis in others}
     found: dict[str, Cell] = {}
     for chosen in product(*(axis.values for axis in names)):
         head = [f"{axis.key}={value}" for axis, value in zip(names, chosen, strict=True)]
         block = _load(file, base, [*head, *(_word(axis, 0) for axis in others if not axis.field)]).objective
         fits = [axis for axis in others if not axis.field or _has_field(block, axis.field)]
-        lacking = [axis for axis in others if axis not in fits]
-        used |= {axis.key for axis in fits}
-        if lacking:
-            keys = " and ".join(axis.key for axis in lacking)
-            notes.append(f"objective {_name(block)} has no field for {keys}, so its runs go without")
+        for axis in others:
+            (has if axis in fits else lacks)[axis.key].append(_name(block))
         for values in product(*(axis.values for axis in fits)):
             settings = dict(zip([axis.key for axis in (*names, *fits)], (*chosen, *values), strict=True))
             cell = _cell(settings, {axis.key for axis in axes if len(axis.values) > 1}, file, base)
             found.setdefault(_identity(cell), cell)
     for axis in others:
-        if axis.key not in used:
+        if not has[axis.key]:
             raise PreftuneError(
                 f"none of the swept objectives has a field {axis.field} ({axis.key}): "
                 "`preftune objectives NAME` lists the fields of each"
             )
+    notes = [
+        f"{key} is a field of {' and '.join(dict.fromkeys(has[key]))}: runs of {' and '.join(dict.fromkeys(without))} "
+        "go without"
+        for key, without in lacks.items()
+        if without
+    ]
     varied = [axis.key for axis in axes if len(axis.values) > 1]
     if any(key in SPLIT for key in varied) and any(c.config.data.held_out_path is None for c in found.values()):
         keys = " and ".join(key for key in varied if key in SPLIT)
