@@ -10,6 +10,7 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -73,8 +74,14 @@ def rows(n: int = 4096, *, noise: float = 0.0, seed: int = 0) -> list[dict[str, 
     """The built-in data set "sandbox": `pairs` as rows of prompt, chosen and rejected."""
     return [
         {"prompt": str(pair.prompt), "chosen": str(pair.chosen), "rejected": str(pair.rejected)}
-        for pair in pairs(n, noise=noise, seed=seed)
+        for pair in _made_once(n, noise, seed)
     ]
+
+
+@lru_cache(maxsize=2)
+def _made_once(n: int, noise: float, seed: int) -> tuple[Preference, ...]:
+    """Sampled once in a process: who trains and evaluates several runs reads the same rows again and again."""
+    return tuple(pairs(n, noise=noise, seed=seed))
 
 
 @dataclass(frozen=True)
