@@ -43,7 +43,7 @@ class Source:
         """Probability that the first response is preferred to the second.
 
         Args:
-            prompt: text of two words.
+            prompt: text of three words.
             first: a response, or places in `RESPONSES` of any shape.
             second: likewise; the shapes of both are broadcast.
         """
@@ -145,7 +145,7 @@ def rows(
     Args:
         source: who labels.
         n: number of pairs, >= 1.
-        prompts: texts of two words.
+        prompts: texts of three words.
         seed: whole number >= 0; the same seed gives the same rows, and another source other labels of the same pairs.
         sampler: the model to draw from; the reference by default.
 
