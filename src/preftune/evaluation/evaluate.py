@@ -32,6 +32,7 @@ from preftune.training.run_folder import to_json
 FIGURES, GENERATIONS = "evaluation.json", "generations.jsonl"
 DEFAULT_OUT = Path("evaluation")  # of a model, which has no folder of its own to write to
 PROMPTS = 64
+PROMPTS_ALONE = "rollouts"  # kind of data without responses
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,10 @@ def evaluate(
         ends = stack.enter_context((answering or Answering()).opened(folder))
         opened = open_for_evaluation(path, data=data, against=against, device=device)
         figures = _head(opened, own_reference=against is None, own_data=data is None)
-        figures |= pair_figures(score(opened, show=not quiet), opened.examples, _sources(opened, source_field))
+        if opened.kind != PROMPTS_ALONE:
+            figures |= pair_figures(score(opened, show=not quiet), opened.examples, _sources(opened, source_field))
+        elif not prompts:
+            raise PreftuneError(f"{opened.data} has prompts alone, so answers are all there is to measure: set prompts")
         generated = None
         if prompts and (answering is not None or not opened.is_reward_model):
             wanted = max_new_tokens or opened.config.evaluate.max_new_tokens

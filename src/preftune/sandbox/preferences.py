@@ -48,7 +48,7 @@ def base_tokenizer() -> PreTrainedTokenizerFast:
 def pairs(n: int, *, noise: float = 0.0, seed: int = 0, scale: float = 3.0) -> list[Preference]:
     """Preferences over responses that the base model gives to training prompts.
 
-    Both responses are samples of the base model; a pair of identical or unfinished ones is drawn again. The first is
+    Both responses are samples of the base model; a pair of identical, unfinished or empty ones is drawn again. The first is
     preferred with probability sigmoid(scale * (its true reward - the true reward of the other)), and the label is then
     flipped with probability `noise`.
 
@@ -186,7 +186,7 @@ def _pairs(n: int, prompts: Sequence[str], noise: float, seed: int, scale: float
 
 
 def _different(n: int, prompts: Sequence[str], rng: random.Random) -> list[tuple[str, str, str]]:
-    """Prompts, each with two different, finished samples of the base model."""
+    """Prompts, each with two different, finished samples of the base model, neither of them empty."""
     model, tokenizer = base_model(), base_tokenizer()
     found: list[tuple[str, str, str]] = []
     while len(found) < n:
@@ -196,7 +196,8 @@ def _different(n: int, prompts: Sequence[str], rng: random.Random) -> list[tuple
         texts = tokenizer.batch_decode([response.ids for response in responses], skip_special_tokens=True)
         for i, prompt in enumerate(drawn):
             first, second = texts[2 * i : 2 * i + 2]
-            if first != second and all(response.ended for response in responses[2 * i : 2 * i + 2]):
+            whole = all(response.ended for response in responses[2 * i : 2 * i + 2])
+            if whole and first != second and first.strip() and second.strip():
                 found.append((prompt, first, second))
     return found
 
