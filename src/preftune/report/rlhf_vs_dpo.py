@@ -130,8 +130,7 @@ def _parts(found: Compared) -> Grid:
 
 def _memory(found: Compared) -> Grid:
     traces = [
-        _line(one.seconds, [size / MB for size in one.bytes], one.stage, OF_STAGES[one.stage])
-        for one in found.memory
+        _line(one.seconds, [size / MB for size in one.bytes], one.stage, OF_STAGES[one.stage]) for one in found.memory
     ]
     weights = max(one.parameters for one in found.memory)
     return Grid(
@@ -172,7 +171,17 @@ def _stages(found: Compared) -> Table:
         "Seconds with their 95% t-intervals over seeds, on one thread; wall has the start of the process and the "
         "report in it. Peak memory is that of the larger model. Settings are the keys that its config names, places "
         "left out.",
-        ("stage", "models in memory", "training, s", "wall, s", "steps", "tokens sampled", "peak MB", "lines", "settings"),
+        (
+            "stage",
+            "models in memory",
+            "training, s",
+            "wall, s",
+            "steps",
+            "tokens sampled",
+            "peak MB",
+            "lines",
+            "settings",
+        ),
         rows,
     )
 
