@@ -31,6 +31,7 @@ from preftune.policy.reward_head import with_reward_head
 from preftune.policy.weights import check_precision
 from preftune.report.html import write as write_report
 from preftune.resuming import config_of, go_on, has_ended, start_hash
+from preftune.rlhf.plan import planned
 from preftune.run import Run
 from preftune.training.engine import shards
 from preftune.training.held_out import fixed_prompts, prompts_wanted
@@ -229,16 +230,19 @@ def _read(
     """Data and model, and the data as that model's tokens."""
     with current().first_alone():
         records = dataset.read(config.data, source, config.seed, held_out)
-    check_kind(terms, records.kind)
-    check_columns(terms, records)
+    if config.online is None:
+        check_kind(terms, records.kind)
+        check_columns(terms, records)
     loaded = _load(config, model, tokenizer, records, trains_rewards(terms))
     check_precision(loaded.lm)
     with current().first_alone():
         examples = render(records, loaded, config)
+    if config.online is not None:
+        examples = planned(records, examples, config.online, loading.positions(loaded.lm))
     check_sizes(terms, examples)
     examples.messages.extend(without_effect(config, bool(examples.held_out)))
     examples.messages.extend(note for term in terms for note in term.objective.notes())
-    if any(term.objective.baselines for term in terms):
+    if config.online is None and any(term.objective.baselines for term in terms):
         sides = [with_baselines(side, examples.train, config.seed) for side in (examples.train, examples.held_out)]
         examples = replace(examples, train=sides[0], held_out=sides[1])
     return records, loaded, examples

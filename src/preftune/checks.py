@@ -14,11 +14,11 @@ from preftune.data import dataset
 from preftune.errors import PreftuneError
 from preftune.objectives import registry
 from preftune.policy import loading
-from preftune.training.engine import check_sharded
+from preftune.training.engine import check_sharded, shards
 from preftune.training.optim import check_optimizer
 from preftune.training.processes import current
 from preftune.training.run_folder import RunFolder
-from preftune.training.zero import check_zero
+from preftune.training.zero import check_zero, zero_stage
 from preftune.yaml_text import short
 
 
@@ -48,10 +48,12 @@ def check(
     check_optimizer(config.optim, config.train.device)
     check_sharded(config)
     check_zero(config)
+    check_online(config, terms)
     loading.check_keys(config.model, loaded)
     if not loaded:
         loading.check_path(config.model)
-    if config.reference != type(config.reference)() and not registry.needs_reference(terms):
+    compares = registry.needs_reference(terms) or config.online is not None
+    if config.reference != type(config.reference)() and not compares:
         names = "+".join(term.name for term in terms)
         raise PreftuneError(f"objective {names} compares with no reference, but one is described: leave reference out")
     if config.reference.path is not None:
@@ -70,6 +72,47 @@ def check(
     if not resumes and current().main:  # it locks the folder for a moment
         check_output(output, config.output.overwrite)
         _check_inputs(config, output, file)
+
+
+def check_online(config: RunConfig, terms: tuple[registry.Term, ...]) -> None:
+    """Refuse what cannot be learned from the policy's own answers, and what can be learned from nothing else.
+
+    Raises:
+        PreftuneError: names the key.
+    """
+    online, names = config.online, "+".join(term.name for term in terms)
+    sampled = [term for term in terms if term.objective.data == "rollouts"]
+    if online is None:
+        if sampled:
+            raise PreftuneError(
+                f"objective {sampled[0].name} learns from answers that the policy itself gives: add the block online "
+                "(online.judge says who scores them)"
+            )
+        return
+    if sampled and len(terms) > 1:
+        raise PreftuneError(f"objective {names} mixes {sampled[0].name}, which learns alone: name one objective")
+    if trains_rewards(terms):
+        raise PreftuneError(f"objective {names} trains a reward model, which gives no answers: leave online out")
+    for term in terms:
+        if "kl_K" in term.objective.needs:
+            raise PreftuneError(
+                f"objective {term.name} compares whole next-token distributions with the reference's, which answers do "
+                "not carry: take another objective, or leave online out"
+            )
+    if config.reference.kind == "stored":
+        raise PreftuneError("reference.kind=stored is for data that is there before training: leave it out with online")
+    if config.reference.path is not None and online.reference == "last_round":
+        raise PreftuneError(
+            f"reference.path={config.reference.path} and online.reference=last_round each say what the reference is: "
+            "give one of them"
+        )
+    if config.batch.tokens is not None:
+        raise PreftuneError("batch.tokens does not go with online, whose rounds have examples to share: set batch.size")
+    if shards(config.train) or zero_stage(config.train) is not None:
+        raise PreftuneError(
+            "weights or gradients that are shared out over processes (FSDP2, DeepSpeed) do not go with online, which "
+            "samples and learns in turn: set train.strategy=ddp"
+        )
 
 
 def check_output(output: Path, overwrite: bool) -> None:
@@ -186,6 +229,8 @@ def without_effect(config: RunConfig, evaluates: bool) -> list[str]:
     """
     output, evaluate, train = config.output, config.evaluate, config.train
     notes = []
+    if config.online is not None and train.epochs != type(train)().epochs:
+        notes.append(f"train.epochs={train.epochs:g} has no effect: online.rounds decides how long")
     if train.max_steps is not None and train.epochs != type(train)().epochs:
         notes.append(f"train.epochs={train.epochs:g} has no effect: train.max_steps={train.max_steps} decides how long")
     if output.keep_last != type(output)().keep_last and output.save_every is None and output.save_minutes is None:

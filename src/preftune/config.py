@@ -10,6 +10,7 @@ from preftune.data.dataset import DataConfig
 from preftune.objectives.registry import DEFAULT
 from preftune.policy.loading import ModelConfig
 from preftune.policy.reference import ReferenceConfig
+from preftune.rlhf.config import OnlineConfig
 from preftune.training.batches import BatchConfig
 from preftune.training.doctor.config import DoctorConfig
 from preftune.training.held_out import EvaluateConfig
@@ -55,6 +56,7 @@ class RunConfig(BaseModel):
     objective: Any = Field(
         DEFAULT, description="name, or mapping with name and fields, or a list of those with weights"
     )
+    online: OnlineConfig | None = Field(None, description="learn in rounds from the policy's own answers")
     reference: ReferenceConfig = Field(default_factory=ReferenceConfig)
     batch: BatchConfig = Field(default_factory=BatchConfig)
     optim: OptimConfig = Field(default_factory=OptimConfig)

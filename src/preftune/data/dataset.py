@@ -20,7 +20,7 @@ from preftune.data.doctor.findings import DoctorConfig
 from preftune.data.entries import About, fetch, key_of
 from preftune.data.examples import Example
 from preftune.data.lines import Lines, Mask, Reading, content
-from preftune.data.records import Drops, Preference, Ranking, Record
+from preftune.data.records import Drops, Preference, PromptOnly, Ranking, Record
 from preftune.data.rendering import RenderingConfig
 from preftune.data.split import choose, prompt_digests
 from preftune.data.tokenising import Side, Tokeniser
@@ -33,13 +33,14 @@ KIND: dict[str, DataKind] = {
     "Judged": "labels",
     "Ranking": "rankings",
     "Demonstration": "demonstrations",
+    "PromptOnly": "rollouts",
 }
 WHAT: dict[DataKind, str] = {
     "pairs": "pairs (prompt, chosen, rejected)",
     "labels": "judged responses (prompt, completion, label)",
     "rankings": "rankings (prompt, responses, scores)",
     "demonstrations": "demonstrations (prompt, completion)",
-    "rollouts": "rollouts (responses that the policy samples, with rewards)",
+    "rollouts": "prompts alone, to which the policy samples answers (online)",
 }
 NONE_LEFT = "no record is left to learn from: {summary}; mend the data, or change data.rendering"
 NONE_HELD_OUT = (
@@ -116,6 +117,8 @@ class Records:
                 parts: tuple[Any, ...] = (record.prompt, record.chosen, record.rejected)
             elif isinstance(record, Ranking):
                 parts = (record.prompt, *record.responses)
+            elif isinstance(record, PromptOnly):
+                parts = (record.prompt,)
             else:
                 parts = (record.prompt, record.response)
             for part in parts:

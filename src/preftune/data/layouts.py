@@ -29,7 +29,7 @@ from preftune.data.fields import (
     shown,
     with_system,
 )
-from preftune.data.records import Demonstration, Judged, Message, Preference, Ranking, Record, Text, Where
+from preftune.data.records import Demonstration, Judged, Message, Preference, PromptOnly, Ranking, Record, Text, Where
 from preftune.errors import PreftuneError
 
 NEAR = 2  # layouts that a message describes; the others it names
@@ -86,6 +86,8 @@ def recognise(row: Fields) -> Layout:
     paired = "chosen" in row or "rejected" in row
     # A row with half a pair must not pass as a demonstration.
     able = [layout for layout in LAYOUTS if not paired or "chosen" in layout.keys]
+    if OTHERS & row.keys():  # nor one with half of something else as a prompt alone
+        able = [layout for layout in able if layout.name != PROMPTS]
     for layout in able:
         if not layout.missing(row) and layout.fits(row):
             return layout
@@ -346,6 +348,17 @@ def _alpaca_prompt(row: Fields) -> Turns:
     return (*turns, Message("user", "\n".join(query)))
 
 
+def _prompt_only(row: Fields, where: Where) -> PromptOnly:
+    """A prompt, and the right answer if the row has one under a name that no answer to learn from goes by."""
+    right = next((name for name in RIGHT if isinstance(row.get(name), str)), None)
+    prompt = read_text_or_turns(*get(row, "prompt|question"))
+    return PromptOnly(prompt, where, read_weight(row), None if right is None else read_text(row[right], right))
+
+
+PROMPTS, RIGHT = "prompts", ("reference", "ground_truth", "solution")
+# Columns that say that a row is more than a prompt.
+OTHERS = {"responses", "completions", "scores", "ratings", "rewards", "ranks", "ranking", "label", "kto_tag"}
+OTHERS |= {"completion", "response", "answer", "output"}
 _PROMPT, _ANSWER = "prompt|question", "completion|response|answer"
 _CHAT, _VERDICT = "conversations|messages", "label|kto_tag"
 _RANKED, _ORDER = "responses|completions", "scores|ratings|rewards|ranks|ranking"
@@ -366,4 +379,5 @@ LAYOUTS = (
     Layout("prompt-answers", (_PROMPT, _ANSWER), _demonstration(_prompt_answer)),
     Layout("alpaca", ("instruction", "output"), _demonstration(_alpaca_answer)),
     Layout("chat", (_CHAT,), _demonstration(_chat_all)),
+    Layout(PROMPTS, (_PROMPT,), _prompt_only),
 )

@@ -1,4 +1,4 @@
-"""Rows of any known layout -> one normal form: Preference, Judged, Ranking or Demonstration."""
+"""Rows of any known layout -> one normal form: Preference, Judged, Ranking, Demonstration or PromptOnly."""
 
 from __future__ import annotations
 
@@ -104,7 +104,21 @@ class Demonstration:
     weight: float = 1.0
 
 
-Record = Preference | Judged | Ranking | Demonstration
+@dataclass(frozen=True, slots=True)
+class PromptOnly:
+    """A prompt to which answers are yet to be written.
+
+    Attributes:
+        answer: the right answer, for a judge that checks answers; it is never learned from.
+    """
+
+    prompt: Text
+    where: Where
+    weight: float = 1.0
+    answer: str | None = None
+
+
+Record = Preference | Judged | Ranking | Demonstration | PromptOnly
 Row = tuple[Where, Mapping[str, Any]]
 DropPolicy = Literal["error", "drop"]
 WEIGHT = "0 or a number from 1e-30 to 1e+30"
@@ -285,7 +299,9 @@ def _text(value: str | list[list[str]]) -> Text:
     return value if isinstance(value, str) else tuple(Message(role, content) for role, content in value)
 
 
-KINDS: dict[str, type[Record]] = {kind.__name__: kind for kind in (Preference, Judged, Ranking, Demonstration)}
+KINDS: dict[str, type[Record]] = {
+    kind.__name__: kind for kind in (Preference, Judged, Ranking, Demonstration, PromptOnly)
+}
 NAMES = {name: [f.name for f in fields(kind) if f.name != "where"] for name, kind in KINDS.items()}
 _READ: dict[str, Callable[[Any], Any]] = {
     **dict.fromkeys(("prompt", "chosen", "rejected", "response"), _text),

@@ -37,7 +37,7 @@ from preftune.data.chat_template import (
     shared_length,
 )
 from preftune.data.examples import Example, Ids, Response
-from preftune.data.records import Dropped, Judged, Message, Preference, Ranking, Record, Text, Where
+from preftune.data.records import Dropped, Judged, Message, Preference, PromptOnly, Ranking, Record, Text, Where
 from preftune.errors import PreftuneError
 from preftune.objectives.batch import Role
 
@@ -348,6 +348,8 @@ def _given(record: Record) -> list[_Given]:
     elif isinstance(record, Ranking):
         scored = enumerate(zip(record.responses, record.scores, strict=True))
         given = [_Given(f"response {i}", Role.RANKED, score, text) for i, (text, score) in scored]
+    elif isinstance(record, PromptOnly):
+        return [_Given("an answer", Role.CHOSEN, math.nan, "")]  # an end token stands where answers will
     else:
         given = [_Given("response", Role.CHOSEN, math.nan, record.response)]
     for name, _, _, text in given:
@@ -362,6 +364,8 @@ def _turns(text: Text, role: str) -> tuple[Message, ...]:
 
 def _check_responses(plan: _Plan, responses: Sequence[Response]) -> None:
     """Leave out a record that says nothing: a response without text, or two that are the same."""
+    if isinstance(plan.record, PromptOnly):
+        return
     for response, given in zip(responses, plan.given, strict=True):
         if response.length == 0 or response.ids[0] == plan.end_id:
             raise _LeftOutError(f"{given.name} is empty in tokens")

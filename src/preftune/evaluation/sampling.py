@@ -47,6 +47,7 @@ def sample(
     top_p: float = 1.0,
     samples_per_prompt: int = 1,
     seed: int,
+    numbers: Sequence[int] | None = None,
     end_ids: Sequence[int],
     batch_size: int = 256,
     pad_id: int,
@@ -66,6 +67,7 @@ def sample(
         top_p: smallest mass of the most probable tokens to draw from, in (0, 1]; 1 draws from all.
         samples_per_prompt: responses to each prompt.
         seed: whole number >= 0.
+        numbers: of each prompt, which draws follow from; none: 0, 1, 2 and so on.
         end_ids: tokens that end a response.
         batch_size: responses written at a time.
         pad_id: any token; it fills shorter prompts and is never read.
@@ -78,6 +80,7 @@ def sample(
     """
     _check(prompts, max_new_tokens, temperature, top_p, samples_per_prompt, seed)
     rows = [(i, k) for i in range(len(prompts)) for k in range(samples_per_prompt)]
+    streams = [(i if numbers is None else numbers[i], k) for i, k in rows]
     # Like lengths go together, the longest first: little padding, and memory runs out at once if at all.
     order = sorted(range(len(rows)), key=lambda row: -len(prompts[rows[row][0]]))
     found: dict[int, Sampled] = {}
@@ -86,7 +89,9 @@ def sample(
             batch = order[start : start + batch_size]
             writer = _writer(model, [prompts[rows[row][0]] for row in batch], pad_id)
             # A stream per response, so that no draw depends on what else is in the batch.
-            uniform_BT = np.stack([np.random.default_rng((seed, *rows[row])).random(max_new_tokens) for row in batch])
+            uniform_BT = np.stack(
+                [np.random.default_rng((seed, *streams[row])).random(max_new_tokens) for row in batch]
+            )
             found.update(zip(batch, _write(writer, uniform_BT, temperature, top_p, end_ids), strict=True))
     return [found[row] for row in range(len(rows))]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
@@ -18,6 +18,9 @@ from preftune.training.doctor.config import DoctorConfig
 from preftune.training.engine import used
 from preftune.training.scored import States
 from preftune.training.step import Micro, Step
+
+if TYPE_CHECKING:
+    from preftune.rlhf.rounds import Rounds
 
 # Tokens, prompts included, of the answers that are written at a time: their keys and values lie in memory.
 ANSWERED_AT_ONCE = 16384
@@ -58,6 +61,18 @@ class HeldOut:
         if self.start is None:
             self.start = table
         return {"loss": scored.loss, **metrics.held_out(table, self.start, self.prompts)}
+
+
+class AnswersHeldOut:
+    """Held-out prompts that the policy of an online run answers; nothing is compared with step 0."""
+
+    def __init__(self, rounds: Rounds) -> None:
+        self.rounds = rounds
+        self.start: Mapping[str, np.ndarray] | None = None
+
+    def evaluate(self, states: States) -> dict[str, Any]:
+        """Reward and KL of the policy as it is."""
+        return self.rounds.evaluate()
 
 
 def answers(

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from preftune.training.trainer import Trainer
 
 PROMPT_TOKENS = 24  # of a prompt, in failure.json
-FALLS = frozenset({"loss"})  # metrics that are the better the smaller they are
+ONLINE = ("reward", "kl")  # what evaluations of an online run give
+FALLS = frozenset({"loss", "kl"})  # metrics that are the better the smaller they are
 
 
 class Keeper:
@@ -115,6 +116,13 @@ class Keeper:
         trainer, name = self.trainer, self.trainer.config.output.keep_best
         if name is None:
             return
+        if trainer.rounds is not None:
+            if not (trainer.rounds.evaluates and name in ONLINE):
+                raise PreftuneError(
+                    f"output.keep_best={name} is nothing that evaluations of an online run give: hold prompts out and "
+                    f"take one of {', '.join(ONLINE)}"
+                )
+            return
         if not len(side):
             raise PreftuneError(
                 f"output.keep_best={name} compares evaluations, but nothing is held out: set data.held_out"
@@ -178,6 +186,8 @@ class Keeper:
         )
         trainer.explosion.first_loss, trainer.explosion.start = numbers["explosion"]
         trainer.spikes.losses, trainer.spikes.said = numbers["spikes"]
+        if trainer.rounds is not None:
+            trainer.rounds.restore(tensors, numbers["rounds"])
         scaler = self.accelerator.scaler
         if scaler is not None and numbers["scaler"] is not None:
             scaler.load_state_dict(numbers["scaler"])
@@ -224,6 +234,7 @@ class Keeper:
         start = (None if trainer.held_out is None else trainer.held_out.start) or {}
         tensors |= {f"start.{name}": torch.from_numpy(values) for name, values in start.items()}
         tensors |= {f"window.{name}": value for name, value in trainer.window.tensors().items()}
+        tensors |= {} if trainer.rounds is None else trainer.rounds.tensors()
         numbers = {
             "position": asdict(trainer.position) | {"wall": trainer.wall},
             "processes": self.group.size,
@@ -235,6 +246,7 @@ class Keeper:
             "spikes": [trainer.spikes.losses, trainer.spikes.said],
             "scaler": None if self.accelerator.scaler is None else self.accelerator.scaler.state_dict(),
             "random": state.random_state(),
+            "rounds": None if trainer.rounds is None else trainer.rounds.numbers(),
         }
         return tensors, numbers
 

@@ -24,7 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from preftune.policy.policy import PolicyModule, logps, rewards
 from preftune.policy.reference import AdapterOffReference, LiveReference, Reference, StartReference
-from preftune.training.batches import Indices, Schedule, lengths
+from preftune.training.batches import Indices, lengths
 from preftune.training.feed import Feed
 from preftune.training.optim import OptimConfig, state_bytes, step_bytes
 from preftune.training.room import amount, available, refuse
@@ -115,7 +115,7 @@ def foresee(
     step: Step,
     config: RunConfig,
     feed: Feed,
-    schedule: Schedule,
+    schedule: Iterable[Indices],
     examples: Examples,
     blueprint: Blueprint | None = None,
 ) -> dict[str, int | str]:

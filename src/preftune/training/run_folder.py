@@ -32,7 +32,7 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 PACKAGES = ("preftune", "torch", "transformers", "peft", "accelerate", "tokenizers")
-LINES = ("metrics.jsonl", "samples.jsonl")
+LINES = ("metrics.jsonl", "samples.jsonl", "rollouts.jsonl")
 FILES = {"config.yaml", "manifest.json", *LINES, "summary.json", "report.html", "failure.json", "credit.jsonl"}
 FILES |= {"evaluation.json", "generations.jsonl", "verdicts.jsonl", "calls.jsonl", "data_doctor.json", "benchmark.json"}
 FILES |= {"calls-policy.jsonl", "calls-against.jsonl"}
@@ -286,6 +286,10 @@ class RunFolder:
     def append_samples(self, samples: Iterable[Mapping[str, Any]]) -> None:
         """Add lines to samples.jsonl."""
         self._append("samples.jsonl", samples)
+
+    def append_rollouts(self, rollouts: Iterable[Mapping[str, Any]]) -> None:
+        """Add lines to rollouts.jsonl."""
+        self._append("rollouts.jsonl", rollouts)
 
     def write_credit(self, pairs: Iterable[PairCredit]) -> None:
         """Keep the credit per token of pairs."""

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
@@ -16,14 +16,17 @@ from preftune.cache import cache_folder
 from preftune.config import RunConfig
 from preftune.data.dataset import Examples
 from preftune.errors import PreftuneError
-from preftune.objectives.registry import Term
+from preftune.objectives.registry import Term, data_kind
 from preftune.policy.causality import check_causal
 from preftune.policy.compiling import check_compiles, compiled
 from preftune.policy.layout import laid_out, original_context
 from preftune.policy.loading import vocabulary
 from preftune.policy.policy import PolicyModule
-from preftune.policy.reference import Reference
+from preftune.policy.reference import FrozenReference, Reference
 from preftune.policy.tiled_head import release
+from preftune.rlhf.plan import Planned, Rota
+from preftune.rlhf.rollouts import CarriedReference
+from preftune.rlhf.rounds import Rounds
 from preftune.training import metrics
 from preftune.training.batches import Schedule, lengths
 from preftune.training.blueprint import Blueprint
@@ -32,7 +35,7 @@ from preftune.training.doctor.examiner import Examiner
 from preftune.training.engine import COMPUTED, make_accelerator, prepare, prepare_reference, used, whole_state
 from preftune.training.feed import Feed
 from preftune.training.gate import ExplosionError, ExplosionGate, SpikeWatch, check_start
-from preftune.training.held_out import HeldOut
+from preftune.training.held_out import AnswersHeldOut, HeldOut
 from preftune.training.keeper import Keeper
 from preftune.training.memory import foresee
 from preftune.training.optim import UNUSUAL_RATE, default_learning_rate, optimizer, rate_at
@@ -92,10 +95,14 @@ class Trainer:
             check_causal(self.policy, examples.train)
         device, context, pad_id = self.accelerator.device, original_context(lm), tokenizer.pad_token_id or 0
         self.feed = Feed(self.policy, config.batch, context, device, pad_id, self.group)
-        frozen = None
-        if any(term.objective.reference for term in terms):
+        frozen, compares = None, any(term.objective.reference for term in terms)
+        if config.online is not None:
+            compares = config.online.reference != "last_round"
+        if compares:
             sharing = self.group if self.accelerator.is_fsdp2 else None
             frozen = live_reference(config.reference, config.model, self.policy, device, sharing)
+            if frozen is None and config.online is not None and config.online.reference == "moving":
+                frozen = FrozenReference.copy_of(self.policy)
         blueprint = None
         if self.accelerator.is_fsdp2:
             live = any(term.objective.reference for term in terms) and config.reference.kind != "stored"
@@ -111,10 +118,18 @@ class Trainer:
             self.messages.append(f"optim.learning_rate={rate:g} is far above what AdamW is used with (1e-7 to 1e-2)")
         made = optimizer(self.policy, config.optim, rate)
         self.prepared, self.optimizer = prepare(self.accelerator, self.policy, made)
-        reference = self._reference(frozen)
+        self.schedule: Schedule | Rota = self._schedule()
+        reference: Reference | None = None
+        if isinstance(examples, Planned):
+            reference = CarriedReference() if any(term.objective.reference for term in terms) else None
+            self.compared: Reference | None = reference_for(frozen, self.prepared, self.policy) if compares else None
+        else:
+            reference = self.compared = self._reference(frozen)
         self.step = Step(self.prepared, reference, terms, self.accelerator, config.seed)
-        self.schedule = self._schedule()
+        self.rounds: Rounds | None = None
         self.states: States = tuple(term.objective.init() for term in terms)
+        if isinstance(examples, Planned):
+            self.rounds = Rounds(self, examples, cast(Any, self.compared))
         self.memory = foresee(self.step, config, self.feed, self.schedule, examples, blueprint)
         self.compiled: list[PolicyModule] = []
         if config.train.compile:
@@ -124,7 +139,11 @@ class Trainer:
         self.spikes = SpikeWatch()
         self.position, self.window = Position(), Window()
         side = self.feed.side(examples.held_out)
-        self.held_out = HeldOut(self.step, side, side.ordered) if len(side) else None
+        self.held_out: HeldOut | AnswersHeldOut | None = None
+        if self.rounds is not None:
+            self.held_out = AnswersHeldOut(self.rounds) if self.rounds.evaluates else None
+        elif len(side):
+            self.held_out = HeldOut(self.step, side, side.ordered)
         self.keeper, self.started = Keeper(self, checkpoint), time.perf_counter()
         if config.evaluate.samples and not hasattr(lm, "generate") and not self.policy.scores:
             self.messages.append(f"no samples are taken: {type(lm).__name__} has no method generate")
@@ -146,6 +165,8 @@ class Trainer:
             self.keeper.stop()
         finally:
             release()
+            if self.rounds is not None:
+                self.rounds.close()
         self.keeper.stops.not_any_more()
         at = self.position
         self.explosion.check(after, 0.0, self.schedule.steps + 1)
@@ -188,6 +209,8 @@ class Trainer:
             self._loop()
         stops.at_once()
         after = self._look("end", self.schedule.steps)
+        if self.rounds is not None:  # nothing of what it learned from is held out
+            return after
         pairs = first_pairs(self.examples.held_out, self.config.evaluate.credit)
         if pairs and self.step.reference is not None:
             self.folder.write_credit(pair_credits(self.step, self.feed, pairs, self.tokenizer))
@@ -237,9 +260,12 @@ class Trainer:
             frozen.module.to("meta")  # its work is done: free the memory
         return stored
 
-    def _schedule(self) -> Schedule:
+    def _schedule(self) -> Schedule | Rota:
         """The optimiser batches of the whole run."""
         config = self.config
+        if config.online is not None:
+            count, kind = len(self.examples.train), data_kind(self.terms)
+            return Rota(count, config.online, config.batch, kind, config.seed, config.train.max_steps)
         # responses of other prompts tell something where there are other prompts
         baselines = any(term.objective.baselines for term in self.terms)
         return Schedule(
@@ -255,7 +281,10 @@ class Trainer:
     def _loop(self) -> None:
         """All optimiser steps that are still to be taken."""
         steps, at = self.schedule.steps, self.position
-        batches = self.feed.batches(self.examples.train, self.lengths_N3, self.schedule.after(at.step))
+        if self.rounds is None:
+            batches = self.feed.batches(self.examples.train, self.lengths_N3, self.schedule.after(at.step))
+        else:
+            batches = self.rounds.batches(at.step)
         with Bar(steps, self.show and self.accelerator.is_main_process) as bar, closing(batches):
             bar.advance(at.step)
             if at.pending:
@@ -267,6 +296,8 @@ class Trainer:
                 with self.keeper.stops.held():
                     with self._failures(scored):
                         self.step.take(self.optimizer, scored)
+                        if self.rounds is not None:
+                            self.rounds.learn(micros, step)
                     self.states = scored.states
                     self.window.waiting.append(scored)
                     at.step, at.pending = step + 1, True
@@ -343,6 +374,7 @@ class Trainer:
         """One line of training metrics."""
         done = self.position.step
         found = {"kind": "train", "step": done, "epoch": done / self.schedule.per_epoch, **self.window.line()}
+        found |= {} if self.rounds is None else self.rounds.line()
         return {**found, "learning_rate": self._rate(done - 1)}
 
     def _look(self, when: str, step: int) -> dict[str, Any]:
@@ -361,7 +393,7 @@ class Trainer:
 
     def _check_start(self) -> None:
         """Refuse a reference that is declared the policy's start, and is not."""
-        reference, config = self.step.reference, self.config
+        reference, config = self.compared, self.config
         if reference is None or config.reference.path is not None or not config.train.check_start:
             return
         first = self.feed.cut(self.schedule.first, self.lengths_N3)[0]

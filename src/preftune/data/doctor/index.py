@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from preftune.data.doctor.findings import LISTED, Numbers, Places
 from preftune.data.doctor.words import Hashes, answer, plain
 from preftune.data.lines import Lines, Mask
-from preftune.data.records import Judged, Preference, Ranking, Record, Text
+from preftune.data.records import Judged, Preference, PromptOnly, Ranking, Record, Text
 from preftune.data.split import text_key
 
 # What chat templates write and people hardly do.
@@ -97,10 +97,10 @@ def index(lines: Lines) -> Index:
         row.append(record.where.row)
         kinds[type(record).__name__] += 1
         key = text_key(record.prompt)
-        parts, texts = zip(*sides(record), strict=True)
+        parts, texts = zip(*sides(record), strict=True) if sides(record) else ((), ())
         nodes = [_hash(key, text_key(text, "assistant")) for text in texts]
         prompts.append(_hash(key))
-        contents.append(_hash(type(record).__name__, *map("{} {}".format, parts, nodes)))
+        contents.append(_hash(type(record).__name__, *(map("{} {}".format, parts, nodes) if nodes else [str(key)])))
         lengths = [len(answer(text)) for text in texts]
         if isinstance(record, Judged):
             _append(judged, number, nodes[0], record.good, lengths[0])
@@ -142,7 +142,7 @@ def sides(record: Record) -> list[tuple[str, Text]]:
         return [(f"rank {levels[score]}", text) for score, text in ranked]
     if isinstance(record, Judged):
         return [("good" if record.good else "bad", record.response)]
-    return [("response", record.response)]
+    return [] if isinstance(record, PromptOnly) else [("response", record.response)]
 
 
 def extremes(record: Record) -> Iterator[tuple[bool, Text]]:

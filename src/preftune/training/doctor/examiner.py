@@ -147,10 +147,11 @@ class Examiner:
         trainer = self.trainer
         found = measuring.of_answers(drawn)
         side = trainer.feed.side(measuring.as_examples(self.prompts, drawn))
-        if isinstance(trainer.step.reference, Reference) and not isinstance(trainer.step.reference, StoredReference):
+        reference = trainer.compared
+        if isinstance(reference, Reference) and not isinstance(reference, StoredReference):
             own = measuring.scored(trainer.prepared, side, self.group)
-            found |= measuring.against_reference(own, measuring.scored(trainer.step.reference, side, self.group))
-        if trainer.position.step == 0 and (chosen := self._chosen()):
+            found |= measuring.against_reference(own, measuring.scored(reference, side, self.group))
+        if trainer.position.step == 0 and trainer.rounds is None and (chosen := self._chosen()):
             scores = measuring.scored(trainer.prepared, trainer.feed.side(chosen), self.group)
             found |= measuring.boundaries(drawn, scores)
             found.setdefault("chosen_logp_per_token", scores.per_token)
@@ -191,13 +192,19 @@ class Examiner:
         ]
         every = [r.length for e in some for r in e.responses]
         lengths = [float(np.mean(side or every)) for side in sides]
-        declared = any(term.objective.reference for term in trainer.terms) and trainer.config.reference.path is None
+        online = trainer.rounds is not None
+        declared = (
+            not online
+            and any(term.objective.reference for term in trainer.terms)
+            and trainer.config.reference.path is None
+        )
         return Facts(
             objective="+".join(term.name for term in trainer.terms),
             reference=declared,
             steps=steps,
             warmup=warmup,
-            reach=reach(trainer.terms, *lengths),
+            reach=None if online else reach(trainer.terms, *lengths),
+            online=online,
             length=float(np.mean(lengths)),
             **measuring.frozen(trainer.policy.lm),
         )

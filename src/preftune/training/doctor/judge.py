@@ -10,6 +10,8 @@ from preftune.training.doctor.record import Facts, Finding, Line, Record
 from preftune.training.doctor.rules import RULES
 from preftune.training.run_folder import to_json
 
+OF_POLICY = ("sample_", "untrained_")  # metrics of a policy itself, and not of the data that it learns from
+
 
 class Doctor:
     """Judges a run by its record, and says each thing once.
@@ -27,6 +29,8 @@ class Doctor:
         self.config, self.record = config, Record(facts)
         self.said: dict[str, Line] = {}
         self.rules = [rule for rule in RULES if rule.name not in config.off]
+        if facts.online:  # chosen and rejected change from round to round there
+            self.rules = [rule for rule in self.rules if all(name.startswith(OF_POLICY) for name in rule.needs)]
 
     def see(self, line: Line) -> None:
         """Take note of a line of metrics."""

@@ -27,6 +27,7 @@ class Facts:
         length: tokens of a response, on average.
         frozen: names of parameters that do not train although no adapter or quantised base explains it.
         frozen_share: of all parameters, those.
+        online: True if the policy learns from its own answers: nothing is said of data then.
     """
 
     objective: str = ""
@@ -37,6 +38,7 @@ class Facts:
     length: float = 1.0
     frozen: tuple[str, ...] = ()
     frozen_share: float = 0.0
+    online: bool = False
 
 
 @dataclass
