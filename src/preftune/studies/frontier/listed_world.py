@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 SPLITS = {"train": listed.TRAIN, "validation": listed.VALIDATION, "test": listed.TEST}
+SCALE = 3.0  # certainty of labels, per unit of reward, as in the sandbox
 KNOWN_FIRST = "abc"  # words that the prompts of shifted preferences begin with
 # Seeds of preferences on splits do not meet: rows of different splits have different prompts, but should not share draws.
 _SEEDS = {"train": 0, "validation": 1, "test": 2}
@@ -103,11 +104,11 @@ def source(preferences: Preferences, clean: bool = False) -> listed.Source:
         clean: before labels are flipped.
     """
     found = {
-        "bradley_terry": listed.bradley_terry,
+        "bradley_terry": lambda: listed.bradley_terry(SCALE),
         "deterministic": listed.deterministic,
-        "two_annotators": listed.two_annotators,
+        "two_annotators": lambda: listed.two_annotators(SCALE),
         "cyclic": listed.cyclic,
-        "shifted": lambda: listed.two_annotators(share=1.0),
+        "shifted": lambda: listed.two_annotators(SCALE, share=1.0),
     }[preferences.source]()
     noise = 0.0 if clean else preferences.noise
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 Kind = Literal["reference", "best_of_n", "offline", "online"]
 Feedback = Literal["none", "pairs", "learned reward", "true reward"]
 
-RATES = (3e-4, 1e-3, 3e-3)  # of AdamW, for models of 0.1M parameters and fewer
+RATES = (1e-3, 3e-3, 1e-2)  # of AdamW, for models of 0.1M parameters and fewer
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Method:
         return max(1, round(strength * standard)) if self.strength == "updates" else standard
 
 
-_BETAS = (0.05, 0.1, 0.3, 1.0)
+_BETAS = (0.1, 0.3, 1.0, 3.0)
 _N = (2, 4, 16, 64)
 
 

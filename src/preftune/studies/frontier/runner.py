@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import multiprocessing
 import shutil
 import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import redirect_stderr
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -64,7 +66,9 @@ class Results:
         self.journal.close()
 
 
-def run(cells: Iterable[Cell], results: Results, jobs: int, told: Told = lambda _: None) -> None:
+def run(
+    cells: Iterable[Cell], results: Results, jobs: int, quick: bool = False, told: Told = lambda _: None
+) -> None:
     """Carry out the cells that have no outcome yet.
 
     A cell that fails, even one that takes its process with it, has a line with the reason, and the others go on.
@@ -73,6 +77,7 @@ def run(cells: Iterable[Cell], results: Results, jobs: int, told: Told = lambda 
         cells: in the order in which they begin.
         results: where outcomes go.
         jobs: processes that work at a time, each on one thread.
+        quick: fewer samples, where a world is sampled.
         told: called with each outcome as it comes.
 
     Raises:
@@ -85,7 +90,7 @@ def run(cells: Iterable[Cell], results: Results, jobs: int, told: Told = lambda 
     try:
         while waiting or any(worker.busy for worker in crew):
             while waiting and len(crew) < jobs:
-                crew.append(_Worker(results.folder, scratch))
+                crew.append(_Worker(results.folder, scratch, quick))
             for worker in crew:
                 if waiting and not worker.busy:
                     worker.give(waiting.popleft())
@@ -106,10 +111,10 @@ def run(cells: Iterable[Cell], results: Results, jobs: int, told: Told = lambda 
 class _Worker:
     """A process that carries out one cell at a time, as the parent sees it."""
 
-    def __init__(self, folder: Path, scratch: Path) -> None:
+    def __init__(self, folder: Path, scratch: Path, quick: bool) -> None:
         context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
         self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=_work, args=(theirs, folder, scratch), daemon=True)
+        self.process = context.Process(target=_work, args=(theirs, folder, scratch, quick), daemon=True)
         self.process.start()
         theirs.close()
         self.alive, self.started = True, False
@@ -156,7 +161,7 @@ class _Worker:
         self.process.join()
 
 
-def _work(connection: Connection, folder: Path, scratch: Path) -> None:
+def _work(connection: Connection, folder: Path, scratch: Path, quick: bool) -> None:
     """What a process does until its parent is gone: cells, one after the other."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's matter
     import torch
@@ -164,7 +169,7 @@ def _work(connection: Connection, folder: Path, scratch: Path) -> None:
     from preftune.studies.frontier.trial import Place
 
     torch.set_num_threads(1)
-    place = Place(folder, scratch / str(multiprocessing.current_process().pid))
+    place = Place(folder, scratch / str(multiprocessing.current_process().pid), quick)
     try:
         connection.send(None)
         while True:
@@ -176,7 +181,8 @@ def _work(connection: Connection, folder: Path, scratch: Path) -> None:
 def _outcome(place: Any, cell: Cell) -> tuple[str | None, Mapping[str, Any]]:
     """Why a cell failed, or its figures."""
     try:
-        return None, place.carry_out(cell)
+        with redirect_stderr(io.StringIO()):  # what runs have to say of their data is known, and said hundreds of times
+            return None, place.carry_out(cell)
     except PreftuneError as error:
         return str(error), {}
     except Exception as error:  # a bug must not take hours of results with it; it is named in the line

@@ -10,13 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from preftune.api import train
+from preftune.evaluation.opening import open_for_evaluation
+from preftune.evaluation.scoring import score
 from preftune.run import Run
 from preftune.studies.frontier.cells import Cell
 from preftune.studies.frontier.methods import METHODS, Method
 from preftune.studies.frontier.reward_models import reward_model
 from preftune.studies.frontier.worlds import World, open_world
+from preftune.training import metrics
 
 BATCH = 64  # pairs of an optimiser step; all of them where there are fewer
+LEARNED = 512  # pairs that were learned from, of which accuracy is taken
 SAMPLES = 2  # responses to each prompt, of methods that learn from their own
 
 
@@ -139,9 +143,15 @@ def _costs(run: Run) -> dict[str, Any]:
 
 
 def _gap(run: Run) -> dict[str, Any]:
-    """Accuracy and loss on the last training batches, and on held-out pairs."""
+    """How often the policy prefers, against the reference, what was chosen: of pairs that it learned from (some of
+    them), and of held-out ones."""
     after = run.summary["after"]
-    return {"held_out_loss": after.get("loss"), "held_out_accuracy": after.get("preference_accuracy")}
+    opened = open_for_evaluation(run.path, data=run.path / "data" / "train.jsonl", device="cpu")
+    learned = metrics.summarise(score(opened, opened.examples[:LEARNED]).table)
+    return {
+        "train_accuracy": learned.get("preference_accuracy"),
+        "held_out_accuracy": after.get("preference_accuracy"),
+    }
 
 
 def _lines(run: Run) -> list[dict[str, Any]]:
