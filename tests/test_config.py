@@ -65,6 +65,10 @@ CHAT = (*SCRATCH, "data.path={world}/chat.jsonl")
 LOOKS = ("data.held_out=0.25", "evaluate.samples=2", "evaluate.max_new_tokens=8")
 GROWS = ("data.path={world}/longer.jsonl", "optim.learning_rate=1e-2", "evaluate.max_new_tokens=40")
 SAVES = ("output.save_every=1",)
+ROUNDS = (
+    *("online.judge=sandbox", "online.rounds=2", "online.prompts=8", "online.max_new_tokens=12", "online.held_out=2"),
+    *("batch.size=4", "data.path={world}/more.jsonl"),
+)
 
 
 @dataclass(frozen=True)
@@ -134,6 +138,23 @@ KEYS = {
         for name in ("length_bias", "markers", "formats", "language")
     },
     "objective": Case("ipo"),
+    "online.judge": Case("nobody", "refused", ROUNDS),
+    "online.rounds": Case("1", besides=ROUNDS),
+    "online.prompts": Case("16", "metrics", ROUNDS),
+    "online.samples": Case("3", besides=ROUNDS),
+    "online.epochs": Case("2", besides=ROUNDS),
+    "online.temperature": Case("0.5", besides=ROUNDS),
+    "online.max_new_tokens": Case("20", besides=ROUNDS),
+    "online.unfinished": Case("1.0", "metrics", ROUNDS),
+    "online.labels": Case("soft", besides=ROUNDS),
+    "online.label_scale": Case("3.0", besides=(*ROUNDS, "online.labels=soft")),
+    "online.reference": Case("last_round", besides=ROUNDS),
+    "online.mix": Case("0.1", besides=(*ROUNDS, "online.reference=moving")),
+    "online.value": Case("sandbox", "refused", (*ROUNDS, "objective=ppo")),
+    "online.rubric": Case("none.txt", "refused", ROUNDS),
+    "online.max_calls": Case("0", "refused", ROUNDS),
+    "online.held_out": Case("4", "metrics", (*ROUNDS, "data.held_out=0.5")),
+    "online.keep": Case("0", "files", ROUNDS),
     "reference.path": Case("{world}/other", "metrics"),
     "reference.kind": Case("stored", "forwards"),
     "reference.folder": Case("{here}/run/reference", "files", ("reference.kind=stored",)),

@@ -106,6 +106,10 @@ def check_online(config: RunConfig, terms: tuple[registry.Term, ...]) -> None:
             f"reference.path={config.reference.path} and online.reference=last_round each say what the reference is: "
             "give one of them"
         )
+    if online.rubric is not None and not online.judge.startswith("endpoint:"):
+        raise PreftuneError(
+            f"online.rubric is for a judge behind an endpoint, and online.judge={online.judge} is none: leave it out"
+        )
     if config.batch.tokens is not None:
         raise PreftuneError("batch.tokens does not go with online, whose rounds have examples to share: set batch.size")
     if shards(config.train) or zero_stage(config.train) is not None:

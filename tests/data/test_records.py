@@ -17,6 +17,7 @@ from preftune.data.records import (
     Judged,
     Message,
     Preference,
+    PromptOnly,
     Ranking,
     Record,
     Where,
@@ -234,8 +235,17 @@ def test_verdicts_and_demonstrations_in_every_layout(read: Read, case: str) -> N
     assert layouts.recognise(row).name == layout
 
 
+def test_prompts_alone(read: Read) -> None:
+    where = Where("given data", 0)
+    assert read({"prompt": "Why?"}) == [PromptOnly("Why?", where)]
+    assert read({"question": "Why?", "ground_truth": "4", "weight": 2}) == [PromptOnly("Why?", where, 2.0, "4")]
+    assert read({"prompt": chat(U), "source": "x"}, layout="prompts") == [PromptOnly((U,), where)]
+    with pytest.raises(PreftuneError, match="fit no known layout"):
+        read({"prompt": "Why?", "label": True})
+
+
 def test_every_layout_has_a_case() -> None:
-    assert {layout for layout, _, _ in [*PAIRS.values(), *SINGLES.values(), *RANKINGS.values()]} == {
+    assert {layout for layout, _, _ in [*PAIRS.values(), *SINGLES.values(), *RANKINGS.values()]} | {"prompts"} == {
         each.name for each in layouts.LAYOUTS
     }
 
@@ -540,6 +550,8 @@ def check_records(found: list[Record]) -> None:
         elif isinstance(record, Ranking):
             responses = record.responses
             assert len(responses) == len(record.scores) >= 2
+        elif isinstance(record, PromptOnly):
+            responses = ()
         else:
             responses = (record.response,)
         for response in responses:

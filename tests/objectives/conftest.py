@@ -3,6 +3,7 @@ needs."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -93,8 +94,19 @@ def responses(kind: str, row: int) -> tuple[Response, ...]:
     if kind == "rankings":
         scores = (0.2, 0.9, 0.5, 0.9)[: 2 + row]  # two alike, from the third ranking on
         return tuple(Response(ids(first + i), Role.RANKED, score=score) for i, score in enumerate(scores))
+    if kind == "rollouts":
+        rewards = (0.5, -1.0, 2.0, 0.5)[: 2 + row % 3]
+        return tuple(Response(ids(first + i), Role.RANKED, score=reward) for i, reward in enumerate(rewards))
     assert kind == "demonstrations"
     return (Response(ids(first), Role.CHOSEN),)
+
+
+def carrying(response: Response, objective: Objective, seed: int) -> Response:
+    """The response with what rollouts carry at each token."""
+    generator = np.random.default_rng(seed)
+    drawn = {name: generator.random(response.length) for name in sorted(objective.carried)}
+    values = {name: 2 * each - 1 if name == "advantages" else -3 * each for name, each in drawn.items()}
+    return replace(response, token={name: each.astype(np.float32) for name, each in values.items()})
 
 
 @pytest.fixture
@@ -106,7 +118,8 @@ def examples_for() -> Callable[[Objective, str], list[Example]]:
         return [
             Example(
                 ids(3),
-                responses(kind, row) + ((Response(ids(2 + row), Role.BASELINE),) if objective.baselines else ()),
+                tuple(carrying(each, objective, 10 * row + i) for i, each in enumerate(responses(kind, row)))
+                + ((Response(ids(2 + row), Role.BASELINE),) if objective.baselines else ()),
                 row=row,
                 weight=WEIGHTS[row],
                 confidence=CONFIDENCES[row] if doubt else 1.0,

@@ -14,6 +14,7 @@ from dataclasses import fields, replace
 from typing import Any
 
 import miniatures
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
@@ -49,6 +50,7 @@ ROLES: Mapping[DataKind, tuple[Role, ...]] = {
     "labels": (Role.LABELLED,),
     "rankings": (Role.RANKED,) * 3,
     "demonstrations": (Role.CHOSEN,),
+    "rollouts": (Role.RANKED,) * 3,
 }
 
 
@@ -100,6 +102,7 @@ def examples(objective: Objective) -> list[Example]:
                 miniatures.ids(2 + (5 * row + 3 * i) % 6, 100 * row + i),
                 role,
                 float((row + i) % 3) if role is Role.RANKED else float(row % 3 > 0),
+                token={name: np.full(2 + (5 * row + 3 * i) % 6, -1.5, np.float32) for name in objective.carried},
             )
             for i, role in enumerate(roles)
         )
@@ -131,6 +134,7 @@ def waits(spec: Any, layout: Layout = "tree", adapter: bool = False) -> Counter[
     batches = [moved(pack(part) if layout == "tree" else pad(part)) for part in (whole[:4], whole[4:])]
     micros = [Micro(part, batch) for part, batch in zip((whole[:4], whole[4:]), batches, strict=True)]
     there = [v for batch in batches for f in fields(batch) if isinstance(v := getattr(batch, f.name), Tensor)]
+    there += [value for batch in batches for value in batch.token.values()]
     states, scored = tuple(term.objective.init() for term in objective), []
     with Watch([*policy.parameters(), *there]) as watch:
         for number in range(2):

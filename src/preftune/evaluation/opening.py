@@ -220,7 +220,9 @@ def _term(named: Named, records: dataset.Records, compares: bool) -> registry.Te
         terms = () if name is None else registry.terms(name)
     else:
         terms = named.terms[:1]
-    if terms and records.kind not in (registry.data_kind(terms), "pairs"):
+    # of rollouts there is no data: what they were trained for says something of any response
+    known = (registry.data_kind(terms), "pairs") if terms else ()
+    if terms and "rollouts" not in known and records.kind not in known:
         raise PreftuneError(
             f"{named.path} was trained with objective {terms[0].name}, which scores "
             f"{dataset.WHAT[registry.data_kind(terms)]}, but the data has {dataset.WHAT[records.kind]}: name other data"

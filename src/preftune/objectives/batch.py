@@ -84,6 +84,7 @@ class LogProbs:
         kl_K: KL divergence of the reference's next-token distribution from the policy's, KL(reference || policy), in
             nats, with gradient (only for objectives that need it; the reference must be live).
         reward_R: scalar head's value of each response (only for objectives that train a reward model).
+        value_K: scalar head's value before each target: what a value network expects of the rest of the response.
     """
 
     logps_K: Tensor
@@ -91,6 +92,7 @@ class LogProbs:
     entropy_K: Tensor | None = None
     kl_K: Tensor | None = None
     reward_R: Tensor | None = None
+    value_K: Tensor | None = None
 
     @classmethod
     def join(cls, parts: Sequence[LogProbs]) -> LogProbs:

@@ -27,6 +27,7 @@ FAMILIES = (
     "Pairs, without a reference",
     "Unpaired labels",
     "Rankings",
+    "Rollouts",
     "Demonstrations",
     "Reward models",
 )

@@ -87,26 +87,31 @@ class PolicyModule(nn.Module):
             self.use_layout(layout)
             self.train(training)
 
-    def forward(self, op: Literal["logps", "rows", "score", "call"], inputs: Mapping[str, Any]) -> dict[str, Any]:
+    def forward(
+        self, op: Literal["logps", "rows", "score", "values", "call"], inputs: Mapping[str, Any]
+    ) -> dict[str, Any]:
         """What a model says about a batch's targets.
 
         Args:
             op: "logps": their log-probs. "rows": what `logits_of` makes their logits of. "score": a reward model's
-                value of each response. "call": what a function makes of the language model.
+                value of each response. "values": the same head's value before each target. "call": what a function
+                makes of the language model.
             inputs: what `forward_inputs` gives; for "call", the "function".
 
         Returns:
-            "logps_K" and the further values asked for, each of shape K; or "rows_KX"; or "reward_R"; or what was
-            "found".
+            "logps_K" and the further values asked for, each of shape K; or "rows_KX"; or "reward_R"; or "value_K"; or
+            what was "found".
         """
         if op == "call":
             return {"found": inputs["function"](self.lm)}
-        if op not in ("logps", "rows", "score"):
+        if op not in ("logps", "rows", "score", "values"):
             raise ValueError(f"unknown op {op!r}")
         for rope in self.growing_ropes:
             _forget(rope)
         if op == "score":
-            return {"reward_R": self._score(inputs)}
+            return {"reward_R": self._scalars(inputs, inputs["last_R"])}
+        if op == "values":
+            return {"value_K": self._scalars(inputs, inputs["source_K"])}
         rows_KX = self._rows(inputs)
         if op == "rows":
             return {"rows_KX": rows_KX}
@@ -123,12 +128,12 @@ class PolicyModule(nn.Module):
             return exact(rows_NX)
         return self.head.recipe.apply(exact(self.head.output(rows_NX)))
 
-    def _score(self, inputs: Mapping[str, Any]) -> Tensor:
-        """The scalar head's value of each response, read at its last token, in float32 or better."""
+    def _scalars(self, inputs: Mapping[str, Any], rows_N: Tensor) -> Tensor:
+        """The scalar head's values, read at some tokens, in float32 or better, shape N."""
         model: Any = self.base
         hidden = self._decode(getattr(model, model.base_model_prefix), inputs).last_hidden_state
-        reward_R1: Tensor = model.score(hidden.reshape(-1, hidden.shape[-1])[inputs["last_R"]])
-        return exact(reward_R1).squeeze(1)
+        value_N1: Tensor = model.score(hidden.reshape(-1, hidden.shape[-1])[rows_N])
+        return exact(value_N1).squeeze(1)
 
     def _rows(self, inputs: Mapping[str, Any]) -> Tensor:
         """Of each row that predicts a target: its hidden state, or its logits if no head is known to be exact."""
@@ -222,6 +227,13 @@ def rewards(policy: nn.Module, batch: PackedBatch) -> LogProbs:
     """What a `PolicyModule` around a reward model says of a batch: rewards, and no log-probs."""
     reward_R = policy("score", forward_inputs(batch))["reward_R"]
     return LogProbs(reward_R.new_empty(0), reward_R=reward_R)
+
+
+def values(policy: nn.Module, batch: PackedBatch) -> LogProbs:
+    """What a `PolicyModule` around a value network (a sequence classifier of one label) says of a batch: the value
+    before each target, and no log-probs."""
+    value_K = policy("values", forward_inputs(batch))["value_K"]
+    return LogProbs(value_K.new_empty(0), value_K=value_K)
 
 
 def base_model(lm: nn.Module) -> nn.Module:

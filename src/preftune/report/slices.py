@@ -148,7 +148,7 @@ def _values(objective: Objective, ratio_2P: Tensor) -> Tensor:
 
 def _outcome(objective: Objective, ratio_2P: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Weight, loss and margin of each pair, each of shape P."""
-    batch = _batch(ratio_2P.shape[1], with_baselines=objective.baselines)
+    batch = _batch(ratio_2P.shape[1], objective.baselines, objective.carried)
     at_start_R = torch.full_like(batch.score_R, LOGP * TOKENS)
     ratio_R = torch.cat([ratio_2P.flatten(), torch.zeros(len(at_start_R) - ratio_2P.numel(), dtype=torch.float64)])
     if _scores(objective):
@@ -162,7 +162,7 @@ def _outcome(objective: Objective, ratio_2P: Tensor) -> tuple[Tensor, Tensor, Te
     return objective.weight_E(batch).double(), outcome.loss_E, rewards_R[:pairs] - rewards_R[pairs : 2 * pairs]
 
 
-def _batch(pairs: int, with_baselines: bool) -> PlainBatch:
+def _batch(pairs: int, with_baselines: bool, carried: frozenset[str]) -> PlainBatch:
     """Pairs of which all chosen responses come first, then all rejected ones, then a baseline for each."""
     roles = (Role.CHOSEN, Role.REJECTED) + ((Role.BASELINE,) if with_baselines else ())
     one_P = torch.ones(pairs, dtype=torch.float64)
@@ -175,7 +175,18 @@ def _batch(pairs: int, with_baselines: bool) -> PlainBatch:
         weight_E=one_P,
         confidence_E=one_P,
         gap_E=GAP * one_P,
+        token={name: _carried(name, pairs * len(roles)) for name in carried},
     )
+
+
+def _carried(name: str, responses: int) -> Tensor:
+    """What rollouts carry at each target: the policy that sampled them was the reference, and chosen did as much better
+    than foreseen as rejected did worse."""
+    if name != "advantages":
+        return torch.full((responses * TOKENS,), LOGP, dtype=torch.float64)
+    sign_R = torch.ones(responses, dtype=torch.float64)
+    sign_R[responses // 2 :] = -1
+    return sign_R.repeat_interleave(TOKENS)
 
 
 def _log_probs(objective: Objective, logps_R: Tensor, batch: PlainBatch, reward_R: Tensor | None) -> LogProbs:
@@ -192,6 +203,7 @@ def _words(objective: Objective, unit: float) -> str:
         "labels": "Chosen is judged good and rejected bad",
         "rankings": "The ranking has two responses",
         "demonstrations": "Chosen is the demonstration",
+        "rollouts": "Chosen has reward 1 and rejected 0 (advantages 1 and -1), and the reference sampled both",
     }
     said = [kinds[objective.data]] if objective.data in kinds else []
     if _scores(objective):

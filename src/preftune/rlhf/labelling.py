@@ -89,7 +89,7 @@ def judged(
 
 
 def _compared(judge: Judge, asked: Sequence[Asked], texts: Sequence[Sequence[str]]) -> list[Scored]:
-    """1 for the better of two answers and 0 for the other, by a judge that compares; it is asked about no equal ones."""
+    """1 for the better of two answers and 0 for the other, by a judge that compares; equal ones are no question."""
     wanted = [
         (number, Comparison(f"answers to row {one.row}", one.text, group[0], group[1], one.fields))
         for number, (one, group) in enumerate(zip(asked, texts, strict=True))
@@ -140,7 +140,7 @@ def _pair(rollout: Rollout, config: OnlineConfig, random: np.random.Generator) -
         if config.labels == "soft":
             confidence = p
         elif draw >= p:
-            best, worst, gap = worst, best, -gap
+            best, worst = worst, best
     two = (replace(responses[best], role=Role.CHOSEN), replace(responses[worst], role=Role.REJECTED))
     weight = rollout.example.weight if config.labels != "hard" else _weight(rollout)
     if (two[0].ids.tobytes()) == (two[1].ids.tobytes()):  # the same words twice: nothing to prefer

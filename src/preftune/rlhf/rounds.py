@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -135,7 +136,8 @@ class Rounds:
                 write_round(path, examples)
             self.current = number
             self.sampled = int(line["tokens_sampled"])
-            self.trainer.folder.append_rollouts(texts)
+            if texts:
+                self.trainer.folder.append_rollouts(texts)
             self.trainer._log(line)
         return examples
 
@@ -145,7 +147,8 @@ class Rounds:
         asked = [self.planned.asked[i] for i in self.rota.asked(number)]
         rollouts = self._rollouts(asked, config.samples, number)
         tokens = sum(len(one.ids) for rollout in rollouts for one in rollout.answers)
-        examples = examples_of(rollouts, self.kind, config, random_stream(trainer.config.seed, LABELS, number))
+        random = random_stream(trainer.config.seed, LABELS, number)
+        examples = [self._fitting(one) for one in examples_of(rollouts, self.kind, config, random)]
         if any(term.objective.baselines for term in trainer.terms):
             examples = list(with_baselines(examples, examples, trainer.config.seed))
             examples = carrying(examples, self._models(), trainer.feed, trainer.group)
@@ -165,6 +168,16 @@ class Rounds:
             for one in rollouts[: config.keep]
         ]
         return examples, line, texts
+
+    def _fitting(self, example: Example) -> Example:
+        """The example; one whose gap an objective cannot learn from (scores that are equal) counts for nothing."""
+        for term in self.trainer.terms:
+            if "gap" in term.objective.columns:
+                try:
+                    term.objective.check_column("gap", example.gap)
+                except ValueError:
+                    return replace(example, gap=1.0, weight=0.0)
+        return example
 
     def _rollouts(self, asked: Sequence[Asked], each: int, number: int) -> list[Rollout]:
         """Answers with scores, and the log-probs that examples carry."""
@@ -283,7 +296,11 @@ class Rounds:
             kept = self.folder
             kept.mkdir(exist_ok=True)
         rubric = None if config.rubric is None else Path(config.rubric)
-        judge = open_judge(config.judge, kept, rubric=rubric, use=EndpointUse(max_calls=config.max_calls))
+        use = EndpointUse(max_calls=config.max_calls)
+        try:
+            judge = open_judge(config.judge, kept, rubric=rubric, use=use)
+        except PreftuneError as error:
+            raise PreftuneError(f"online.judge: {error}") from error
         try:
             check_judge(judge, self.kind, config)
         except BaseException:
