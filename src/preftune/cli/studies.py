@@ -73,7 +73,9 @@ def frontier(
     quick: Annotated[
         bool, typer.Option("--quick", help="small sizes, 3 seeds, no choice of learning rates: minutes")
     ] = False,
-    jobs: Annotated[int, typer.Option(min=1, help="processes at a time, each on one thread")] = 2,
+    jobs: Annotated[
+        int, typer.Option(min=0, help="processes at a time, each on one thread; 0: only write the pages anew")
+    ] = 2,
     seeds: Annotated[int | None, typer.Option(min=2, help="seeds of each cell; none: 5, or 3 with --quick")] = None,
 ) -> None:
     """Reward against KL: how near each method comes to the exact optimum, over seeds, strengths and kinds of labels.

@@ -34,7 +34,7 @@ class Form:
     passes: tuple[int, ...]
 
 
-FULL = Form(4096, 128, 5, (0, 1, 2, 3), True, (20, 100, 500, 5000), (4, 16, 64))
+FULL = Form(4096, 64, 5, (0, 1, 2, 3), True, (20, 100, 500, 5000), (4, 16, 64))
 QUICK = Form(512, 16, 3, (1, 2), False, (20, 100, 500), (4, 16))
 FEW = 256  # certain pairs that are gone through again and again
 
@@ -184,12 +184,14 @@ def tuning_cells(methods: Sequence[str], world: str, form: Form) -> list[Cell]:
     ]
 
 
-def scored_cells(axis: Axis, world: str, form: Form, rates: Rates, seeds: int) -> Iterator[tuple[Condition, Cell]]:
+def scored_cells(
+    axis: Axis, methods: Sequence[str], world: str, form: Form, rates: Rates, seeds: int
+) -> Iterator[tuple[Condition, Cell]]:
     """What is reported: all seeds share out their preferences among the methods. First seeds come first, so that a study
     that is stopped has something to say on everything."""
     for seed in range(1, seeds + 1):
         for condition in axis.conditions(form):
-            for key in axis.methods:
+            for key in methods:
                 method = METHODS[key]
                 if condition.methods is not None and method.trains and key not in condition.methods:
                     continue

@@ -69,6 +69,12 @@ def _pairs(key: str, title: str, strength: str = "beta", strengths: tuple[float,
     return Method(key, title, "offline", "pairs", strength, strengths, {"name": key, **more})
 
 
+def _online(key: str, title: str, feedback: Feedback, objective: str, **online: Any) -> Method:
+    # a reward model's rewards are log-odds of labels, three times the true reward's: so are its prices of a nat
+    betas = (0.1, 0.3, 1.0, 3.0) if feedback == "learned reward" or objective == "dpo" else (0.03, 0.1, 0.3, 1.0)
+    return Method(key, title, "online", feedback, "beta", betas, {"name": objective}, online)
+
+
 def _named(key: str, method: Method) -> Method:
     return Method(**{**vars(method), "key": key})
 
@@ -93,5 +99,9 @@ METHODS: dict[str, Method] = {
         _pairs("robust_dpo", "robust DPO", eta=0.1),
         _pairs("kl_dpo", "KL-DPO", kl_weight=0.01),
         _pairs("dr_dpo", "Dr. DPO", beta_prime=1.0),
+        _online("online_dpo", "online DPO, true reward", "true reward", "dpo", samples=2, labels="sampled"),
+        _online("ppo_true", "PPO, true reward", "true reward", "ppo", samples=4, epochs=2),
+        _online("ppo", "PPO, learned reward", "learned reward", "ppo", samples=4, epochs=2),
+        _online("rloo", "RLOO, learned reward", "learned reward", "rloo", samples=4),
     )
 }

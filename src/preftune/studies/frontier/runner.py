@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import multiprocessing
+import os
 import shutil
 import signal
 from collections import deque
@@ -13,6 +14,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
+from preftune.cache import VARIABLE
 from preftune.errors import PreftuneError
 from preftune.evaluation.journal import Journal
 from preftune.studies.frontier.cells import Cell, Outcome
@@ -164,6 +166,8 @@ class _Worker:
 def _work(connection: Connection, folder: Path, scratch: Path, quick: bool) -> None:
     """What a process does until its parent is gone: cells, one after the other."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's matter
+    # cells of a seed share their data: what is tokenised once lies with the study, as long as it runs
+    os.environ[VARIABLE] = str(scratch / "cache")
     import torch
 
     from preftune.studies.frontier.trial import Place

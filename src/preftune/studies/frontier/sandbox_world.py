@@ -26,7 +26,6 @@ from preftune.theory.frontier import SampledFrontier, best_of_n
 if TYPE_CHECKING:
     from torch import nn
 
-SCALE = 3.0  # certainty of labels, per unit of reward, as in the built-in data
 CERTAIN = 1e6
 TASTES = ({"story": 2.0, "acting": 0.5, "craft": 0.5}, {"story": 0.5, "acting": 0.5, "craft": 2.0})
 KNOWN_GENRES = ("comedy", "drama", "fantasy", "musical")  # that shifted preferences are about
@@ -52,7 +51,7 @@ def probability(source: str, first: str, second: str, taste: Mapping[str, float]
             return CYCLE_CERTAINTY if (leads[1] - leads[0]) % 3 == 1 else 1 - CYCLE_CERTAINTY
     weighs = source in ("two_annotators", "shifted")
     rewards = [sum(value * (taste[name] if weighs else 1.0) for name, value in each.items()) for each in parts]
-    return sandbox.label_probability(*rewards, scale=CERTAIN if source == "deterministic" else SCALE)
+    return sandbox.label_probability(*rewards, scale=CERTAIN if source == "deterministic" else World.scale)
 
 
 class SandboxWorld(World):

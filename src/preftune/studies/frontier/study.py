@@ -48,7 +48,7 @@ class Found:
         curve: the exact frontier on the test prompts, as (KL, reward).
         failures: cells that failed, and why.
         command: that runs it again.
-        commit: of the code, if it is known.
+        commits: of the code that ran the cells, in order; None where it was not known.
     """
 
     axis: Axis
@@ -61,7 +61,7 @@ class Found:
     curve: Sequence[tuple[float, float]]
     failures: Sequence[Outcome]
     command: str
-    commit: str | None
+    commits: Sequence[str | None]
 
     @property
     def key(self) -> str:
@@ -87,7 +87,7 @@ def study(
         worlds: likewise.
         out: folder of the study. A study that was stopped, in any way, goes on there.
         quick: small sizes, three seeds and no choice of learning rates: not for conclusions.
-        jobs: processes that work at a time, each on one thread.
+        jobs: processes that work at a time, each on one thread; 0: nothing is run, and what is there is reported.
         seeds: how many; none: the form's.
         show: a progress bar for each axis.
         done: called with each axis as soon as it is through.
@@ -111,12 +111,16 @@ def study(
 
 
 def _axis(axis: Axis, world: str, form: Form, results: Results, jobs: int, seeds: int, show: bool) -> Found:
-    tuning = tuning_cells(axis.methods, world, form)
-    _run(tuning, results, jobs, show, f"{world} {axis.key}: learning rates")
-    rates, chosen = _chosen(axis, form, tuning, results)
-    scored = list(scored_cells(axis, world, form, rates, seeds))
-    _run([cell for _, cell in scored], results, jobs, show, f"{world} {axis.key}")
-    outcomes = [(condition, results.outcomes[cell.key]) for condition, cell in scored]
+    outcomes: list[tuple[Condition, Outcome]] = []
+    chosen: dict[str, float] = {}
+    for title, methods in _turns(axis):
+        tuning = tuning_cells(methods, world, form)
+        _run(tuning, results, jobs, show, f"{world} {axis.key}{title}: learning rates")
+        rates, best = _chosen(methods, form, tuning, results)
+        scored = list(scored_cells(axis, methods, world, form, rates, seeds))
+        _run([cell for _, cell in scored], results, jobs, show, f"{world} {axis.key}{title}")
+        outcomes += [(at, results.outcomes[cell.key]) for at, cell in scored if cell.key in results.outcomes]
+        chosen |= best
     found = points(outcomes)
     return Found(
         axis,
@@ -129,20 +133,27 @@ def _axis(axis: Axis, world: str, form: Form, results: Results, jobs: int, seeds
         _curve(world, results.folder, form),
         [each for _, each in outcomes if each.failed is not None],
         _command(axis, world, results.folder, form, seeds),
-        json.loads((results.folder / MANIFEST).read_text(encoding="utf-8"))["commits"][-1],
+        json.loads((results.folder / MANIFEST).read_text(encoding="utf-8"))["commits"],
     )
+
+
+def _turns(axis: Axis) -> list[tuple[str, list[str]]]:
+    """The methods of an axis in two turns, the cheap ones first: a study that is stopped has all of those."""
+    online = [key for key in axis.methods if METHODS[key].kind == "online"]
+    others = [key for key in axis.methods if key not in online]
+    return [("", others), *([(", online", online)] if online else [])]
 
 
 def _run(cells: Sequence[Cell], results: Results, jobs: int, show: bool, title: str) -> None:
     missing = results.missing(cells)
-    if not missing:
+    if not missing or not jobs:
         return
     with Bar(len(missing), show, title=title) as bar:
         run(missing, results, jobs, form_is_quick(results.folder), lambda _: bar.advance())
 
 
 def _chosen(
-    axis: Axis, form: Form, tuning: Sequence[Cell], results: Results
+    methods: Sequence[str], form: Form, tuning: Sequence[Cell], results: Results
 ) -> tuple[dict[tuple[str, float], float], dict[str, float]]:
     """Learning rates by method and strength, and the strength of each method."""
     rates: dict[tuple[str, float], float] = {}
@@ -152,14 +163,14 @@ def _chosen(
         return cell.method, cell.strength
 
     for key, cells in groupby(sorted(tuning, key=place), place):
-        outcomes = [results.outcomes[cell.key] for cell in cells]
+        outcomes = [results.outcomes[cell.key] for cell in cells if cell.key in results.outcomes]
         best = best_rate(outcomes)
         if best is not None:
             at_best.setdefault(key[0], []).append(best)
             if best.cell.rate is not None:
                 rates[key] = best.cell.rate
     chosen = {}
-    for key in axis.methods:
+    for key in methods:
         found = best_strength(at_best[key]) if key in at_best else None
         chosen[key] = strengths(METHODS[key], form)[0] if found is None else found
     return rates, chosen

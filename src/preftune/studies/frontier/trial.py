@@ -6,8 +6,11 @@ import json
 import shutil
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from preftune.api import train
 from preftune.evaluation.opening import open_for_evaluation
@@ -20,8 +23,7 @@ from preftune.studies.frontier.worlds import World, open_world
 from preftune.training import metrics
 
 BATCH = 64  # pairs of an optimiser step; all of them where there are fewer
-LEARNED = 512  # pairs that were learned from, of which accuracy is taken
-SAMPLES = 2  # responses to each prompt, of methods that learn from their own
+PREFERRED = 256  # pairs that were learned from, and as many others, of which accuracy is taken
 
 
 class Place:
@@ -48,8 +50,7 @@ class Place:
 
         Returns:
             What `Measured` has, and: seconds of training and of the whole cell, updates, tokens that were sampled for
-            training, pairs that were learned from; for cells that train, accuracy and loss on their pairs and on
-            held-out ones.
+            training; of methods that learn from pairs, their accuracy on those and on held-out ones.
 
         Raises:
             PreftuneError: if training fails.
@@ -65,7 +66,8 @@ class Place:
                 run = _trained(cell, method, world, judge, self.scratch / "run")
                 measured = world.measure(run.model, cell.split, cell.preferences, judge)  # type: ignore[arg-type]
                 figures |= _costs(run)
-                figures |= _gap(run)
+                if method.kind == "offline":
+                    figures |= _gap(run, world, cell)
             finally:
                 shutil.rmtree(self.scratch, ignore_errors=True)
         elif method.kind == "best_of_n":
@@ -77,11 +79,30 @@ class Place:
 
 def _trained(cell: Cell, method: Method, world: World, judge: Path | None, path: Path) -> Run:
     rows = world.rows(cell.preferences, cell.seed)
-    held_out = world.held_out_rows(cell.preferences, cell.seed, cell.split)
     assert cell.rate is not None
-    return train_in(
-        world, rows, method.spec(cell.strength), cell.rate, cell.updates, cell.seed, path, held_out=held_out
-    )
+    objective = method.spec(cell.strength)
+    if method.kind == "online":
+        online = _online(cell, method, world, judge)
+        return train_in(
+            world, rows, objective, cell.rate, cell.updates, cell.seed, path, size=online["prompts"], online=online
+        )
+    return train_in(world, rows, objective, cell.rate, cell.updates, cell.seed, path)
+
+
+def _online(cell: Cell, method: Method, world: World, judge: Path | None) -> dict[str, Any]:
+    """The block `online`: as many responses to an update as others have in their pairs."""
+    given = {"epochs": 1, **method.online}
+    prompts = 2 * BATCH // given["samples"]
+    return {
+        **given,
+        "judge": world.judge if judge is None else f"reward:{judge}",
+        "label_scale": world.scale,
+        "prompts": min(prompts, len(set(world.prompts()))),
+        "rounds": max(1, cell.updates // given["epochs"]),
+        "max_new_tokens": world.longest,
+        "held_out": 0,
+        "keep": 0,
+    }
 
 
 def train_in(
@@ -93,8 +114,8 @@ def train_in(
     seed: int,
     path: Path,
     *,
-    held_out: Sequence[Mapping[str, Any]] | None = None,
-    config: Mapping[str, Any] | None = None,
+    size: int = BATCH,
+    online: Mapping[str, Any] | None = None,
 ) -> Run:
     """`preftune.train` in a world, without what a study does not look at.
 
@@ -106,26 +127,24 @@ def train_in(
         updates: optimiser steps.
         seed: of data order, new weights and sampling.
         path: run folder.
-        held_out: rows to report accuracy and loss on.
-        config: further blocks.
+        size: examples of an update; all rows, where there are fewer.
+        online: the block of this name, for methods that learn from their own samples, whose rounds say how long.
     """
-    blocks = {name: dict(block) for name, block in {**world.config, **(config or {})}.items()}
-    if held_out is None:
-        blocks["data"] = {**blocks.get("data", {}), "held_out": 0.0}
-    blocks["data"] = {**blocks.get("data", {}), "workers": 1}
+    data = {**world.config.get("data", {}), "workers": 1, "held_out": 0.0}
+    blocks: dict[str, Any] = {**world.config, "data": data, **({} if online is None else {"online": dict(online)})}
+    length = {"max_steps": updates} if online is None else {}
     return train(
         world.start,
         list(rows),
         objective,
-        held_out=held_out,
         output=path,
         overwrite=True,
         quiet=True,
         config=blocks,
-        batch={"size": min(BATCH, len(rows))},
+        batch={"size": min(size, len(rows))},
         optim={"learning_rate": rate},
-        train={"max_steps": updates, "check_memory": False, "log_every": 10, "device": "cpu"},
-        evaluate={"samples": 0, **({} if held_out is None else {"credit": 0})},
+        train={**length, "check_memory": False, "device": "cpu"},
+        evaluate={"samples": 0},
         doctor={"answers": 0},
         seed=seed,
     )
@@ -142,16 +161,21 @@ def _costs(run: Run) -> dict[str, Any]:
     }
 
 
-def _gap(run: Run) -> dict[str, Any]:
-    """How often the policy prefers, against the reference, what was chosen: of pairs that it learned from (some of
-    them), and of held-out ones."""
-    after = run.summary["after"]
-    opened = open_for_evaluation(run.path, data=run.path / "data" / "train.jsonl", device="cpu")
-    learned = metrics.summarise(score(opened, opened.examples[:LEARNED]).table)
-    return {
-        "train_accuracy": learned.get("preference_accuracy"),
-        "held_out_accuracy": after.get("preference_accuracy"),
-    }
+def _gap(run: Run, world: World, cell: Cell) -> dict[str, Any]:
+    """How often the policy prefers, against the reference, what was chosen: of pairs that it learned from, and of pairs
+    of prompts that it has not seen, as many."""
+    rows = world.rows(cell.preferences, cell.seed)[:PREFERRED]
+    apart = world.held_out_rows(replace(cell.preferences, pairs=PREFERRED), cell.seed, cell.split)
+    path = run.path / "preferred.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in (*rows, *apart)), encoding="utf-8")
+    opened = open_for_evaluation(run.path, data=path, device="cpu")
+    table = score(opened).table
+    learned = np.array([example.row < len(rows) for example in opened.examples])
+    found = {}
+    for name, side in (("train", learned), ("held_out", ~learned)):
+        summary = metrics.summarise({key: values[side] for key, values in table.items()})
+        found[f"{name}_accuracy"] = summary.get("preference_accuracy")
+    return found
 
 
 def _lines(run: Run) -> list[dict[str, Any]]:

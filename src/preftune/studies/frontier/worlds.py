@@ -66,12 +66,14 @@ class World(ABC):
         name: as on the command line.
         parts: names of the reward's components.
         longest: tokens of the longest response.
+        scale: certainty of labels, per unit of reward.
         config: blocks of the config that every run in this world has.
     """
 
     name: ClassVar[str]
     parts: ClassVar[tuple[str, ...]]
     longest: ClassVar[int]
+    scale: ClassVar[float] = 3.0
     config: ClassVar[Mapping[str, Any]] = {}
 
     def __init__(self, folder: Path, quick: bool = False) -> None:
