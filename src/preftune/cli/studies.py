@@ -76,6 +76,7 @@ def frontier(
     jobs: Annotated[
         int, typer.Option(min=0, help="processes at a time, each on one thread; 0: only write the pages anew")
     ] = 2,
+    png: Annotated[bool, typer.Option("--png", help="also write the figures as PNG and SVG (needs a browser)")] = False,
     seeds: Annotated[int | None, typer.Option(min=2, help="seeds of each cell; none: 5, or 3 with --quick")] = None,
 ) -> None:
     """Reward against KL: how near each method comes to the exact optimum, over seeds, strengths and kinds of labels.
@@ -88,7 +89,7 @@ def frontier(
     from preftune.studies.frontier.study import study as run_study
 
     def done(found: Found) -> None:
-        write(found, out / found.key)
+        write(found, out / found.key, png)
         show(found, out / found.key)
 
     worlds = ("listed", "sandbox") if world == "both" else (world,)

@@ -163,7 +163,7 @@ AXES: dict[str, Axis] = {
         Axis(
             "shift",
             "Other prompts, other tastes",
-            "Preferences of one kind of prompts and one person's taste: what are they worth on all prompts, for everybody?",
+            "Preferences over one kind of prompts and of one taste: what are they worth on all prompts, for everybody?",
             ("reference", "dpo", "robust_dpo", "kl_dpo", "rdpo", "dr_dpo"),
         ),
     )
@@ -187,8 +187,8 @@ def tuning_cells(methods: Sequence[str], world: str, form: Form) -> list[Cell]:
 def scored_cells(
     axis: Axis, methods: Sequence[str], world: str, form: Form, rates: Rates, seeds: int
 ) -> Iterator[tuple[Condition, Cell]]:
-    """What is reported: all seeds share out their preferences among the methods. First seeds come first, so that a study
-    that is stopped has something to say on everything."""
+    """What is reported; methods share the seeds, and so their preferences. First seeds come first: a study that is
+    stopped has something to say on everything."""
     for seed in range(1, seeds + 1):
         for condition in axis.conditions(form):
             for key in methods:

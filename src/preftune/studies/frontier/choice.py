@@ -23,8 +23,8 @@ def gain(outcome: Outcome) -> float:
 def best_rate(outcomes: Sequence[Outcome]) -> Outcome | None:
     """That of the learning rate of least regret among those that reach three quarters of the greatest gain.
 
-    Where the frontier is not known as far out as a policy has gone, its regret is not either; such a rate is chosen only
-    if there is no other.
+    Where the frontier is not known as far out as a policy has gone, its regret is not either; such a rate is chosen
+    only if there is no other.
 
     Args:
         outcomes: of one method at one strength, a learning rate each.

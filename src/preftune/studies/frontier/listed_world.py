@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 SPLITS = {"train": listed.TRAIN, "validation": listed.VALIDATION, "test": listed.TEST}
 KNOWN_FIRST = "abc"  # words that the prompts of shifted preferences begin with
-# Seeds of preferences on splits do not meet: rows of different splits have different prompts, but should not share draws.
+# Rows of different splits should not share draws, so their seeds never meet.
 _SEEDS = {"train": 0, "validation": 1, "test": 2}
 
 
@@ -61,9 +61,7 @@ class ListedWorld(World):
         prompts = SPLITS[split]
         if preferences.source == "shifted" and split == "train":
             prompts = tuple(prompt for prompt in prompts if prompt[0] in KNOWN_FIRST)
-        found = listed.rows(
-            source(preferences), preferences.pairs, prompts=prompts, seed=3 * seed + _SEEDS[split]
-        )
+        found = listed.rows(source(preferences), preferences.pairs, prompts=prompts, seed=3 * seed + _SEEDS[split])
         return [dict(row) for row in found]
 
     def measure(  # noqa: D102

@@ -68,9 +68,7 @@ class Results:
         self.journal.close()
 
 
-def run(
-    cells: Iterable[Cell], results: Results, jobs: int, quick: bool = False, told: Told = lambda _: None
-) -> None:
+def run(cells: Iterable[Cell], results: Results, jobs: int, quick: bool = False, told: Told = lambda _: None) -> None:
     """Carry out the cells that have no outcome yet.
 
     A cell that fails, even one that takes its process with it, has a line with the reason, and the others go on.

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from preftune.files import write_whole
 from preftune.evaluation.sampling import sample
+from preftune.files import write_whole
 from preftune.sandbox import preferences as sandbox
 from preftune.sandbox.world import MAX_RESPONSE_TOKENS, PARTS, components, prompts
 from preftune.studies.frontier.cells import Preferences, Split
@@ -134,7 +134,7 @@ class SandboxWorld(World):
     ) -> Measured:
         pool = self._pool(split)
         parts = {name: np.array([[components(text)[name] for text in texts] for texts in pool]) for name in PARTS}
-        reward = sum(parts.values())
+        reward = np.sum(list(parts.values()), axis=0)
         scores = reward if reward_model is None else self._scores(reward_model, self._split(split), pool)
         # ties are given to the first: break them by chance, which texts in random order are already
         weight = best_of_n(torch.zeros(scores.shape), torch.from_numpy(scores), n).exp().numpy()
@@ -158,7 +158,7 @@ class SandboxWorld(World):
             rows = self._reference_texts(split, each, _POOL_SEED)
             values = {name: np.array([[components(t)[name] for t in texts] for texts in rows]) for name in PARTS}
             with path.open("wb") as file:
-                np.savez(file, **values)
+                np.savez(file, **values)  # type: ignore[arg-type]
 
         with np.load(once(self.folder / f"reference-{split}-{each}.npz", make)) as stored:
             return {name: stored[name] for name in PARTS}
@@ -203,9 +203,7 @@ class SandboxWorld(World):
         ]
         return float(np.mean(found))
 
-    def _scores(
-        self, reward_model: Path, asked: Sequence[str], texts: Sequence[Sequence[str]]
-    ) -> NDArray[np.float64]:
+    def _scores(self, reward_model: Path, asked: Sequence[str], texts: Sequence[Sequence[str]]) -> NDArray[np.float64]:
         """What a reward model says of texts, shape (prompts, texts of each)."""
         tokenizer: Any = sandbox.base_tokenizer()
         ids = [tokenizer.encode(prompt) for prompt in asked]
@@ -213,5 +211,3 @@ class SandboxWorld(World):
         repeated = [prompt for prompt, group in zip(ids, texts, strict=True) for _ in group]
         responses = [[*tokenizer.encode(text), tokenizer.eos_token_id] for text in flat]
         return RewardScores(reward_model).of(repeated, responses).reshape(len(asked), -1)
-
-

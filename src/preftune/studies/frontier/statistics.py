@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -73,10 +73,8 @@ def t_tail(t: float, freedom: int) -> float:
     for k in range(2 + odd, freedom - 1, 2):
         term *= cosine**2 * (k - 1) / k
         total += term
-    if odd:
-        inside = 2 / math.pi * (angle + (sine * total if freedom > 1 else 0.0))
-    else:
-        inside = sine * total
+    sum_ = sine * total if freedom > 1 else 0.0
+    inside = 2 / math.pi * (angle + sum_) if odd else sum_
     return min(1.0, max(0.0, 1 - inside))
 
 
@@ -117,7 +115,7 @@ def mean(values: ArrayLike) -> Mean:
     return Mean(middle, middle - half, middle + half, len(given))
 
 
-def compare(names: tuple[str, str], first: Mapping[Hashable, float], second: Mapping[Hashable, float]) -> Compared:
+def compare(names: tuple[str, str], first: Mapping[int, float], second: Mapping[int, float]) -> Compared:
     """The paired t-test of two things over the seeds that both have.
 
     Args:
@@ -125,17 +123,15 @@ def compare(names: tuple[str, str], first: Mapping[Hashable, float], second: Map
         first: value by seed.
         second: value by seed.
     """
-    shared = sorted(set(first) & set(second), key=repr)
+    shared = sorted(set(first) & set(second))
     difference = np.array([first[seed] - second[seed] for seed in shared])
     found = mean(difference)
     if len(difference) < 2:
         return Compared(names, found, math.nan)
     error = float(difference.std(ddof=1)) / math.sqrt(len(difference))
     if error == 0:
-        p = 1.0 if found.value == 0 else 0.0
-    else:
-        p = t_tail(found.value / error, len(difference) - 1)
-    return Compared(names, found, p)
+        return Compared(names, found, 1.0 if found.value == 0 else 0.0)
+    return Compared(names, found, t_tail(found.value / error, len(difference) - 1))
 
 
 def holm(p: Sequence[float]) -> NDArray[np.float64]:

@@ -17,6 +17,7 @@ from preftune.studies.frontier.axes import (
     FULL,
     QUICK,
     Axis,
+    Condition,
     Form,
     scored_cells,
     strengths,
@@ -170,9 +171,9 @@ def _chosen(
             if best.cell.rate is not None:
                 rates[key] = best.cell.rate
     chosen = {}
-    for key in methods:
-        found = best_strength(at_best[key]) if key in at_best else None
-        chosen[key] = strengths(METHODS[key], form)[0] if found is None else found
+    for method in methods:
+        found = best_strength(at_best[method]) if method in at_best else None
+        chosen[method] = strengths(METHODS[method], form)[0] if found is None else found
     return rates, chosen
 
 
@@ -195,7 +196,9 @@ def _check_form(out: Path, quick: bool) -> None:
         known = json.loads(path.read_text(encoding="utf-8"))
         if known["quick"] != quick:
             held, other = ("quick", "full") if known["quick"] else ("full", "quick")
-            raise PreftuneError(f"{out} holds a {held} study, but this is a {other} one: name another folder with --out")
+            raise PreftuneError(
+                f"{out} holds a {held} study, and this is a {other} one: name another folder with --out"
+            )
         commits = known["commits"] + ([] if known["commits"][-1] == commit else [commit])
     else:
         known = {"quick": quick, "began": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
@@ -229,5 +232,3 @@ def _command(axis: Axis, world: str, out: Path, form: Form, seeds: int) -> str:
     if seeds != form.seeds:
         words += ["--seeds", str(seeds)]
     return shlex.join(words)
-
-

@@ -143,9 +143,7 @@ def write_points(path: Path, found: Sequence[Point], parts: Sequence[str]) -> No
             ]
             seeds = point.figures["reward"].n if "reward" in point.figures else 0
             rate = "" if point.rate is None else f"{point.rate:g}"
-            rows.writerow(
-                [point.condition, point.method.key, f"{point.strength:g}", rate, seeds, point.failed, *cells]
-            )
+            rows.writerow([point.condition, point.method.key, f"{point.strength:g}", rate, seeds, point.failed, *cells])
 
 
 def write_comparisons(path: Path, found: Sequence[tuple[str, Compared]]) -> None:
