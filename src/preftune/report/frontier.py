@@ -85,8 +85,9 @@ def page(found: Found, drawn: Sequence[Grid]) -> Page:
         f"64 pairs, where the question does not vary them; {found.seeds} seeds that all methods share; {told}; "
         "test prompts scored once. Intervals are Student's t over seeds, at 95%.",
         "Regret is the share of the possible gain at a policy's own KL that it missed: "
-        "(R*(KL) - R) / (R*(KL) - R_ref). Each method stands in the tables at the strength that had the least regret on validation prompts, among those "
-        "that went far enough for half of all gain to be possible; if none did, at the one that went farthest.",
+        "(R*(KL) - R) / (R*(KL) - R_ref). Each method stands in the tables at the strength that had the least regret on "
+        "validation prompts, among those that went far enough for half of all gain to be possible; if none did, at the "
+        "one that went farthest.",
         f"Code: {commits}.",
     ]
     if not found.form.tunes:
@@ -174,7 +175,7 @@ def _regrets(found: Found) -> Table:
 
 
 def _costs(found: Found) -> Table:
-    rows = []
+    rows, spent = [], ("updates", "tokens", "seconds")
     for point in chosen_points(found.points, found.chosen):
         if not point.method.trains or "reward" not in point.figures:
             continue
@@ -186,10 +187,10 @@ def _costs(found: Found) -> Table:
                 point.condition,
                 f"{gained:+.3f}",
                 f"{updates:,.0f}",
-                f"{tokens:,.0f}",
-                f"{seconds:.1f}",
                 f"{1000 * gained / updates:+.2f}",
-                f"{1000 * gained / tokens:+.3f}" if tokens else "none sampled",
+                f"{tokens:,.0f}",
+                f"{1000 * gained / tokens:+.3f}" if tokens else "",
+                f"{seconds:.1f}",
                 f"{1000 * gained / seconds:+.1f}",
             ]
         )
@@ -199,10 +200,7 @@ def _costs(found: Found) -> Table:
         "thousand updates, tokens and seconds. "
         "Seconds are of training alone, on one thread of a machine that had other work at times; those of a reward "
         "model are not among them.",
-        (
-            *("method", "preferences", "gain", "updates", "tokens", "seconds"),
-            *("per update", "per token", "per second"),
-        ),
+        ("method", "preferences", "gain", *(each for name in spent for each in (name, f"per {name[:-1]}"))),
         rows,
     )
 

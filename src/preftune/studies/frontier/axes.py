@@ -19,7 +19,8 @@ class Form:
         pairs: preferences that methods learn from, where the axis does not vary them.
         updates: optimiser steps, where it does not vary them.
         seeds: how many, from 1 on.
-        strengths: which of a method's strengths.
+        strengths: which of a method's strengths, on the axis "methods".
+        others: the same on all others.
         tunes: whether learning rates are chosen; otherwise all methods have their middle one.
         sizes: numbers of pairs on the axis "sizes".
         passes: over few certain pairs, on the axis "sources".
@@ -29,13 +30,14 @@ class Form:
     updates: int
     seeds: int
     strengths: tuple[int, ...]
+    others: tuple[int, ...]
     tunes: bool
     sizes: tuple[int, ...]
     passes: tuple[int, ...]
 
 
-FULL = Form(4096, 64, 5, (0, 1, 2, 3), True, (20, 100, 500, 5000), (4, 16, 64))
-QUICK = Form(512, 16, 3, (1, 2), False, (20, 100, 500), (4, 16))
+FULL = Form(4096, 64, 5, (0, 1, 2, 3), (0, 1, 2, 3), True, (20, 100, 500, 5000), (4, 16, 64))
+QUICK = Form(512, 16, 3, (1, 2), (1,), False, (20, 100, 500), (4, 16))
 FEW = 256  # certain pairs that are gone through again and again
 
 
@@ -195,16 +197,16 @@ def scored_cells(
                 method = METHODS[key]
                 if condition.methods is not None and method.trains and key not in condition.methods:
                     continue
-                for strength in strengths(method, form):
+                for strength in strengths(method, form.strengths if axis.key == "methods" else form.others):
                     if method.kind == "reference" and seed > 1:
                         continue
                     rate = rates.get((key, strength), method.rates[1]) if method.trains else None
                     yield condition, _cell(world, method, strength, rate, condition, seed, "test")
 
 
-def strengths(method: Method, form: Form) -> tuple[float, ...]:
-    """Those of a method's strengths that a form has."""
-    return tuple(method.strengths[i] for i in form.strengths if i < len(method.strengths)) or method.strengths[:1]
+def strengths(method: Method, which: Sequence[int]) -> tuple[float, ...]:
+    """A method's strengths by their places; its only one, if it has no more."""
+    return tuple(method.strengths[i] for i in which if i < len(method.strengths)) or method.strengths[:1]
 
 
 def _cell(

@@ -173,7 +173,7 @@ def _chosen(
     chosen = {}
     for method in methods:
         found = best_strength(at_best[method]) if method in at_best else None
-        chosen[method] = strengths(METHODS[method], form)[0] if found is None else found
+        chosen[method] = strengths(METHODS[method], form.others)[0] if found is None else found
     return rates, chosen
 
 
