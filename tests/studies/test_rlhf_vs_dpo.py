@@ -106,8 +106,8 @@ def test_a_stage_that_fails_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_lines_settings_and_means_are_counted_by_hand() -> None:
     texts = {
         "DPO": "model:\n  path: sandbox\n\nobjective:\n  name: dpo\n  beta: 0.3\n",
-        "PPO": "a: 1\n",
-        "reward model": "",
+        "PPO": "seed: 1\n",
+        "reward model": "seed: 1\n",
     }
     parts = {"story": 0.1, "acting": 0.2, "craft": 0.3}
     stages = [
