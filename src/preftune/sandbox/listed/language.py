@@ -132,7 +132,7 @@ def _reread(lm: nn.Module, prompt_PT: Tensor) -> Iterator[Tensor]:
     n, words = len(WORDS), LONGEST - 1
     after_NT = torch.cartesian_prod(*[torch.arange(n, device=prompt_PT.device)] * words)
     ids = torch.cat([prompt_PT[:, None].expand(-1, len(after_NT), -1), after_NT.expand(len(prompt_PT), -1, -1)], -1)
-    logits = lm(ids.flatten(0, 1)).logits[:, 1:]
+    logits = lm(ids.flatten(0, 1)).logits[:, ASKED - 1 :]
     for t in range(LONGEST):
         # what comes later does not matter: take the text that goes on with the first word
         yield logits[:: n ** (words - t), t]
