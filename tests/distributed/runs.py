@@ -27,6 +27,7 @@ COMMON: dict[str, Any] = {
     "data": {"held_out": 13},
 }
 LORA = {"lora": {"r": 4}}
+ONLINE = {"judge": "sandbox", "rounds": 3, "prompts": 9, "max_new_tokens": 8, "held_out": 5}
 RUNS: dict[str, dict[str, Any]] = {
     "dpo": {"objective": {"name": "dpo", "beta": 0.3}, "evaluate": {"samples": 1}},
     "stored": {"objective": "ipo", "reference": {"kind": "stored"}},
@@ -37,6 +38,9 @@ RUNS: dict[str, dict[str, Any]] = {
     "mix": {"objective": [{"name": "bco", "shift": "running"}, {"name": "sft", "weight": 0.1}]},
     # the heads of both models, called outside of their forwards
     "tdpo": {"objective": "tdpo", "model": {"layout": "padded"}},
+    # answers sampled by both, of prompts that do not share out evenly; a value network beside the policy
+    "online": {"objective": "dpo", "online": {**ONLINE, "reference": "moving"}},
+    "ppo": {"objective": "ppo", "online": ONLINE},
     # one pair to a step, and one held out: the other process has none
     "single": {
         "objective": "simpo",

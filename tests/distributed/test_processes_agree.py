@@ -18,7 +18,7 @@ from tests.distributed.conftest import WITH_DEEPSPEED, ZERO
 
 # Which runs (see runs.py) each strategy makes, all in one launch: starting takes longer than they do.
 MADE = {
-    "ddp": ("dpo", "lora-stored", "kto", "single"),
+    "ddp": ("dpo", "lora-stored", "kto", "single", "online", "ppo"),
     "fsdp2": ("dpo", "stored", "lora", "mix", "tdpo", "single", "single-coupled"),
     "zero1": ("dpo", "lora-stored", "single"),
     "zero2": ("dpo", "stored", "lora", "mix", "tdpo", "single", "single-coupled"),

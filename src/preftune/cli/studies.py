@@ -35,6 +35,26 @@ def ipo_bandits(
         raise typer.Exit(1)
 
 
+@study.command("rlhf-vs-dpo")
+def rlhf_vs_dpo(
+    out: Annotated[Path, typer.Option("--out", "-o", help="folder for runs, figures and their data")] = Path(
+        "runs/rlhf-vs-dpo"
+    ),
+    quick: Annotated[bool, typer.Option("--quick", help="one seed and small sizes: about a minute")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="say nothing meanwhile")] = False,
+) -> None:
+    """A reward model and PPO, or DPO: the two pipelines side by side, from the same preferences.
+
+    Stages with their time, memory and settings, and true reward and KL on the way. Seeds that are done are kept.
+    """
+    from preftune.api_keys import this_command
+    from preftune.report.rlhf_vs_dpo import show, write
+    from preftune.studies.rlhf_vs_dpo import study as run_study
+
+    found = run_study(out, quick=quick, show=not quiet)
+    show(found, write(found, out, this_command()))
+
+
 @study.command("credit")
 def credit(
     out: Annotated[Path, typer.Option("--out", "-o", help="folder for models and results")] = Path("runs/credit"),

@@ -220,6 +220,8 @@ def _term(named: Named, records: dataset.Records, compares: bool) -> registry.Te
         terms = () if name is None else registry.terms(name)
     else:
         terms = named.terms[:1]
+    if records.kind == "rollouts":  # prompts alone: there are no responses to read rewards of
+        return terms[0] if terms else None
     # of rollouts there is no data: what they were trained for says something of any response
     known = (registry.data_kind(terms), "pairs") if terms else ()
     if terms and "rollouts" not in known and records.kind not in known:

@@ -165,6 +165,8 @@ def score(
         PreftuneError: if the policy or the reference gives a log-prob or a reward that is not finite; or if the
             objective compares more examples than there are.
     """
+    if opened.kind == "rollouts":
+        raise PreftuneError(f"{opened.data} has prompts alone, and no responses to score: name data that has (--data)")
     examples = opened.examples if examples is None else examples
     if not len(examples):
         return Scores((), {})

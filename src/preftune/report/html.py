@@ -171,7 +171,12 @@ def run_sections(run: RunData, running: bool = False) -> tuple[list[Section], li
         "curves": ("Curves", {"panels": curves, "thinned": thinned(run)}),
         "held-out": (
             "Evaluation",
-            {"rows": list(rows.values()), "found": evaluation, "evaluate": f"preftune evaluate {folder}"},
+            {
+                "rows": list(rows.values()),
+                "found": evaluation,
+                "evaluate": f"preftune evaluate {folder}",
+                "answers": not is_reward_model(run),
+            },
         ),
         "samples": (
             "Samples",

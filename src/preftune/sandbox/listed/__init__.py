@@ -1,12 +1,12 @@
 """A built-in world small enough to list: every response to every prompt, with its probability and its reward.
 
-    prompt      b e
+    prompt      b e a
     response    c e f a
 
-Seven words, `a` to `g`, and an end token. A prompt is two words (49 prompts). A response has at most four tokens: up to
-three words and the end, or four words without one; that makes 1 + 7 + 49 + 343 + 2,401 = 2,801 responses to a prompt,
-and a model over this vocabulary can write nothing else. So the mean reward of a policy, its divergence from the
-reference and the best that any policy can do are sums, not estimates.
+Seven words, `a` to `g`, and an end token. A prompt is three words (343 prompts: 245 to train on, 49 to choose by, 49 to
+test on). A response has at most four tokens: up to three words and the end, or four words without one; that makes
+1 + 7 + 49 + 343 + 2,401 = 2,801 responses to a prompt, and a model over this vocabulary can write nothing else. So the
+mean reward of a policy, its divergence from the reference and the best that any policy can do are sums, not estimates.
 
     import preftune
     from preftune.sandbox import listed
