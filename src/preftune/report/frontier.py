@@ -28,6 +28,7 @@ WORLDS = {
     "listed": "the listed world (2,801 responses to a prompt; everything exact)",
     "sandbox": "the built-in world of film reviews (policies sampled; the optimum by importance sampling)",
 }
+HALF = 0.5  # of the gain that there is
 HELD = 0.05  # adjusted p-values below it are called a difference
 
 
@@ -85,9 +86,9 @@ def page(found: Found, drawn: Sequence[Grid]) -> Page:
         f"64 pairs, where the question does not vary them; {found.seeds} seeds that all methods share; {told}; "
         "test prompts scored once. Intervals are Student's t over seeds, at 95%.",
         "Regret is the share of the possible gain at a policy's own KL that it missed: "
-        "(R*(KL) - R) / (R*(KL) - R_ref). Each method stands in the tables at the strength that had the least regret on "
-        "validation prompts, among those that went far enough for half of all gain to be possible; if none did, at the "
-        "one that went farthest.",
+        "(R*(KL) - R) / (R*(KL) - R_ref). Each method stands in the tables at the strength that had the least regret "
+        "on validation prompts, among those that went far enough for a third of all gain to be possible; if none did, "
+        f"at the one that went farthest. {_far(found)}",
         f"Code: {commits}.",
     ]
     if not found.form.tunes:
@@ -145,6 +146,18 @@ def _headline(found: Found) -> str:
         base = found.compared[0][1].names[1]
         said += f" Of {len(found.compared)} comparisons with {base}, {apart} show a difference after Holm's adjustment."
     return said
+
+
+def _far(found: Found) -> str:
+    """The least regret where half of all gain could be had."""
+    known = [point for point in found.points if point.value("attainable") >= HALF and "regret" in point.figures]
+    if not known:
+        return "Nothing went far enough for half of all gain to be possible."
+    best = min(known, key=lambda point: point.value("regret"))
+    return (
+        "Of all that went far enough for half of all gain to be possible, the least regret on test prompts is that of "
+        f"{best.method.title} ({best.condition}, {_setting(best)}): {_percent(best.figures['regret'])}."
+    )
 
 
 def _regrets(found: Found) -> Table:

@@ -195,7 +195,7 @@ def scored_cells(
         for condition in axis.conditions(form):
             for key in methods:
                 method = METHODS[key]
-                if condition.methods is not None and method.trains and key not in condition.methods:
+                if condition.methods is not None and key not in condition.methods:
                     continue
                 for strength in strengths(method, form.strengths if axis.key == "methods" else form.others):
                     if method.kind == "reference" and seed > 1:

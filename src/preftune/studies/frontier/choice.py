@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from preftune.studies.frontier.cells import Outcome
 
 ENOUGH = 0.75  # of the greatest gain of reward that a strength's learning rates reach
-HALF = 0.5  # of what there is to gain: where a method should be compared
+FAR = 1 / 3  # of what there is to gain could be had at the KL of a policy that is to be compared
 
 
 def gain(outcome: Outcome) -> float:
@@ -41,8 +41,8 @@ def best_rate(outcomes: Sequence[Outcome]) -> Outcome | None:
 
 
 def best_strength(outcomes: Sequence[Outcome]) -> float | None:
-    """The strength of least regret among those that go far enough for half of all gain to be possible; of those that go
-    farthest, if none does.
+    """The strength of least regret among those that go far enough for a third of all gain to be possible; the one that
+    goes farthest, if none does.
 
     Args:
         outcomes: of one method at its chosen learning rates, a strength each.
@@ -53,7 +53,7 @@ def best_strength(outcomes: Sequence[Outcome]) -> float | None:
     done = [each for each in outcomes if each.failed is None]
     if not done:
         return None
-    far = [each for each in done if _attainable(each) >= HALF]
+    far = [each for each in done if _attainable(each) >= FAR]
     return min(far, key=_regret).cell.strength if far else max(done, key=_attainable).cell.strength
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from preftune.api import train
+from preftune.errors import PreftuneError
 from preftune.evaluation.opening import open_for_evaluation
 from preftune.evaluation.scoring import score
 from preftune.run import Run
@@ -53,7 +55,7 @@ class Place:
             training; of methods that learn from pairs, their accuracy on those and on held-out ones.
 
         Raises:
-            PreftuneError: if training fails.
+            PreftuneError: if training fails, or leaves nothing that can be measured.
         """
         began = time.perf_counter()
         method, world = METHODS[cell.method], self.world(cell.world)
@@ -74,6 +76,8 @@ class Place:
             measured = world.best_of_n(round(cell.strength), cell.split, cell.preferences, judge)
         else:
             measured = world.measure(world.reference(), cell.split, cell.preferences)
+        if not (math.isfinite(measured.reward) and math.isfinite(measured.kl)):
+            raise PreftuneError(f"training diverged: the policy's reward is {measured.reward}, its KL {measured.kl}")
         return {**measured.plain(), **figures, "seconds": time.perf_counter() - began}
 
 
