@@ -17,6 +17,11 @@ IMAGES = Path(__file__).parents[1] / "docs" / "images"
 LARGEST = 300_000  # bytes of a picture
 RUNS = ("demo", "beta-0.1", "beta-1")
 DEMO = "runs/demo"
+SWEEP = (  # that of docs/sweep.md
+    *("--model", "sandbox", "--data", "sandbox", "objective.name=dpo,ipo,simpo", "objective.beta=0.1,0.3,1"),
+    *("objective.tau=0.1,0.5", "optim.learning_rate=1e-3", "batch.size=64", "evaluate.samples=0"),
+    *("evaluate.max_new_tokens=40", "doctor.answers=0", "--kl-budget", "4", "--prompts", "40", "--samples", "16"),
+)
 
 
 def main() -> int:
@@ -34,6 +39,7 @@ def main() -> int:
         pictures.append(("report-samples.png", page, 1200, 760, {"at": "#samples"}))
         if (folder / DEMO / "credit.jsonl").exists():
             pictures.append(("report-credit.png", page, 1200, 760, {"at": "#credit", "dark": True}))
+        pictures.append(("sweep.png", folder / "runs/sweep/sweep.html", 1200, 1000, {}))
         for name, source, width, height, options in pictures:
             problem = screenshot(source, IMAGES / name, width, height, **options)
             size = 0 if problem else (IMAGES / name).stat().st_size
@@ -57,6 +63,7 @@ def make_runs(folder: Path) -> None:
     command(folder, "inspect", DEMO, needed=False)
     command(folder, "report", DEMO)
     command(folder, "report", *(f"runs/{name}" for name in RUNS), "--out", "comparison.html")
+    command(folder, "sweep", *SWEEP, "--out", "runs/sweep", "-q")
 
 
 def command(folder: Path, *words: str, needed: bool = True) -> None:

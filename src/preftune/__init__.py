@@ -16,6 +16,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "train": "preftune.api",
     "resume": "preftune.api",
+    "sweep": "preftune.sweeping.sweep",
     "evaluate": "preftune.evaluation.evaluate",
     "open_for_evaluation": "preftune.evaluation.opening",
     "score": "preftune.evaluation.scoring",
@@ -34,6 +35,7 @@ __all__ = [
     "open_for_evaluation",
     "resume",
     "score",
+    "sweep",
     "train",
 ]
 

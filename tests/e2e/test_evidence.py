@@ -90,3 +90,15 @@ def test_export_then_chat(preftune, lora_run: Run, tmp_path: Path, monkeypatch: 
         answers.append(said.out)
     assert answers[0] == answers[1]
     assert len(answers[0].splitlines()) == 1
+
+
+def test_the_best_of_several_answers_from_the_command_line(preftune, run_folder: Path, tmp_path: Path) -> None:
+    words = ["evaluate", str(run_folder), "-q", "-o", str(tmp_path / "e"), "--prompts", "3", "--max-new-tokens", "12"]
+    said = preftune(*words, "--against-best-of", "4", "--best-by", "sandbox")
+    assert said.code == 0, said.err
+    assert "against: best of 4 by sandbox, whose mean score rises from " in said.out
+    assert "at a KL of at most 0.636 nats per response to the model sampled" in said.out  # log 4 - 3 / 4
+    for option, missing in ((["--best-of", "4"], "with --best-by"), (["--best-by", "sandbox"], "add --best-of or")):
+        refused = preftune(*words, *option)
+        assert refused.code == 2
+        assert missing in refused.err

@@ -13,7 +13,17 @@ from preftune.cli.app import app
 
 INTERRUPTED = 130  # exit code after Ctrl-C
 
-for _commands in ("training", "data", "evaluating", "judging", "inspecting", "reporting", "studies"):  # as in --help
+_GROUPS = (
+    "training",
+    "sweeping",
+    "data",
+    "evaluating",
+    "judging",
+    "inspecting",
+    "reporting",
+    "studies",
+)  # as in --help
+for _commands in _GROUPS:
     import_module(f"preftune.cli.{_commands}")
 
 

@@ -12,6 +12,7 @@ import typer
 from preftune.cli.app import LARGEST_SEED, Quiet, app
 
 if TYPE_CHECKING:
+    from preftune.evaluation.best_of_n import BestOf
     from preftune.evaluation.endpoint_writer import Answering
     from preftune.evaluation.winning import Judging
 
@@ -61,6 +62,15 @@ def evaluate(
     against_endpoint: Annotated[
         str | None, typer.Option("--against-endpoint", metavar="URL[#MODEL]", help="answers for the other side")
     ] = None,
+    best_of: Annotated[
+        int | None, typer.Option("--best-of", min=2, help="keep the best of so many answers of RUN|MODEL")
+    ] = None,
+    against_best_of: Annotated[
+        int | None, typer.Option("--against-best-of", min=2, help="the same of the other side: a baseline")
+    ] = None,
+    best_by: Annotated[
+        str | None, typer.Option("--best-by", metavar="JUDGE", help="who says which is best: reward:RUN, sandbox, ...")
+    ] = None,
     by: Annotated[str, typer.Option("--by", help="field of the data's rows for figures by source")] = "source",
     judge: Annotated[
         str | None,
@@ -92,6 +102,7 @@ def evaluate(
         preftune evaluate runs/demo --against ./another-model --samples 4
         preftune evaluate ./my-model --data pairs.jsonl --against ./its-start
         preftune evaluate runs/demo --endpoint http://127.0.0.1:8000/v1 --samples 4
+        preftune evaluate runs/demo --against-best-of 8 --best-by reward:runs/reward --judge sandbox
     """
     from preftune.evaluation.evaluate import FIGURES
     from preftune.evaluation.evaluate import evaluate as run_evaluate
@@ -115,6 +126,7 @@ def evaluate(
             device=None if device is None else device.value,
             quiet=quiet,
             judging=judging,
+            best_of=_best_of(best_of, against_best_of, best_by),
             answering=_answering(endpoint, against_endpoint, max_calls, key),
             progress=progress,
         )
@@ -267,6 +279,20 @@ def _answering(policy: str | None, against: str | None, max_calls: int, key: str
     if policy is None and against is None:
         return None
     return Answering(policy=policy, against=against, use=EndpointUse(max_calls=max_calls, key_variable=key))
+
+
+def _best_of(policy: int | None, against: int | None, by: str | None) -> BestOf | None:
+    """Of how many answers the best is kept, from the options."""
+    from preftune.errors import PreftuneError
+    from preftune.evaluation.best_of_n import BestOf
+
+    if policy is None and against is None:
+        if by is not None:
+            raise PreftuneError("--best-by says who chooses, but not from how many: add --best-of or --against-best-of")
+        return None
+    if by is None:
+        raise PreftuneError("the best of several answers needs someone who scores them: name a judge with --best-by")
+    return BestOf(by=by, policy=policy or 1, against=against or 1)
 
 
 def _judging(

@@ -55,12 +55,14 @@ class Answer:
         tokens: how many it has, an end token included.
         ended: False if it was cut at its longest.
         sampled: its tokens, and their log-probs; None from those who do not tell.
+        best_of: how many answers it was chosen from; 1: it came as it is.
     """
 
     text: str
     tokens: int
     ended: bool
     sampled: Sampled | None = field(default=None, repr=False)
+    best_of: int = 1
 
     @property
     def pieces(self) -> list[Any]:

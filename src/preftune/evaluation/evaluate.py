@@ -6,7 +6,7 @@ evaluated.figures["pairs"]["accuracy"], evaluated.figures["generation"]["kl"]["p
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,10 +16,12 @@ from typing import Any, Literal
 
 from preftune.api_keys import this_command
 from preftune.errors import PreftuneError
-from preftune.evaluation.answers import BATCH, Sampling, prompts_of
+from preftune.evaluation.answers import BATCH, Prompt, Sampling, Writer, policy_writer, prompts_of, reference_writer
+from preftune.evaluation.best_of_n import BestOf, BestWriter
 from preftune.evaluation.endpoint import Endpoint
 from preftune.evaluation.endpoint_writer import Answering, endpoint_writer
 from preftune.evaluation.generating import Generated, generate
+from preftune.evaluation.judges import ScoringJudge
 from preftune.evaluation.opening import Opened, open_for_evaluation
 from preftune.evaluation.pair_figures import pair_figures
 from preftune.evaluation.scoring import score
@@ -70,6 +72,7 @@ def evaluate(
     device: Literal["auto", "cpu", "cuda", "mps"] | None = None,
     judging: Judging | None = None,
     answering: Answering | None = None,
+    best_of: BestOf | None = None,
     quiet: bool = False,
     progress: Progress | None = None,
 ) -> Evaluated:
@@ -91,6 +94,7 @@ def evaluate(
         judging: who compares the answers; none: nobody. What was measured before stays, should a judge fail.
         answering: endpoints that answer the prompts in place of the models at hand; none: those models do. What was
             answered before stays, and is not asked again.
+        best_of: of how many answers of each side the best is kept, and by which judge; none: answers as they come.
         quiet: no progress bar.
         progress: told how many of how many comparisons are judged.
 
@@ -100,23 +104,27 @@ def evaluate(
     _check(prompts, samples_per_prompt, temperature, max_new_tokens, batch_size, seed)
     if judging is not None and not prompts:
         raise PreftuneError("a judge needs answers to compare, but prompts is 0: set it to 1 or more")
+    if best_of is not None and not prompts:
+        raise PreftuneError("best-of-n needs prompts to answer, but prompts is 0: set it to 1 or more")
     if answering is not None and not prompts:
         raise PreftuneError("an endpoint needs prompts to answer, but prompts is 0: set it to 1 or more")
     folder = _folder(path, out)
     with ExitStack() as stack:
         judge = None if judging is None else stack.enter_context(judging.opened(folder))  # a wrong name stops here
         ends = stack.enter_context((answering or Answering()).opened(folder))
+        chooser = None if best_of is None else stack.enter_context(best_of.opened())
         opened = open_for_evaluation(path, data=data, against=against, device=device)
-        figures = _head(opened, own_reference=against is None, own_data=data is None)
+        figures = _head(opened, own_reference=against is None and best_of is None, own_data=data is None)
         if opened.kind != PROMPTS_ALONE:
             figures |= pair_figures(score(opened, show=not quiet), opened.examples, _sources(opened, source_field))
         elif not prompts:
             raise PreftuneError(f"{opened.data} has prompts alone, so answers are all there is to measure: set prompts")
         generated = None
-        if prompts and (answering is not None or not opened.is_reward_model):
+        if prompts and (answering is not None or best_of is not None or not opened.is_reward_model):
             wanted = max_new_tokens or opened.config.evaluate.max_new_tokens
             sampling = Sampling(samples_per_prompt, temperature, wanted, seed, batch_size)
-            generated = _generated(opened, prompts, sampling, *ends)
+            sides = _Sides(opened, *ends, best_of, chooser)
+            generated = sides.generated(prompts_of(opened, prompts), sampling)
             figures["generation"] = generated.figures
         write_evaluation(folder, figures, generated)
         if judging is not None and judge is not None:
@@ -127,26 +135,60 @@ def evaluate(
     if opened.run is not None and folder.resolve() == opened.run.resolve() and (folder / "report.html").exists():
         write_report(folder)
     notes = [*opened.messages, *(generated.notes if generated else ())]
+    if best_of is not None and judging is not None and judging.judge == best_of.by:
+        notes.append(f"{best_of.by} both chose the answers and judged them: by another judge, they will look less good")
     return Evaluated(figures, folder, opened, generated, tuple(notes))
 
 
-def _generated(
-    opened: Opened, prompts: int, sampling: Sampling, policy: Endpoint | None, against: Endpoint | None
-) -> Generated:
-    """Answers of both sides; the figures of a side that an endpoint answers for name it.
+@dataclass
+class _Sides:
+    """Who answers on either side: the models at hand, or endpoints, as they come or the best of several."""
 
-    Raises:
-        PreftuneError: for a reward model, and as `generate`.
-    """
-    if opened.is_reward_model:
-        raise PreftuneError(f"{opened.name} is a reward model, which writes no answers: leave the endpoint out")
-    named = {"policy": policy, "against": against}
-    writers = {side: partial(endpoint_writer, end) for side, end in named.items() if end is not None}
-    found = generate(opened, prompts_of(opened, prompts), sampling, **writers)
-    for side, end in named.items():
-        if end is not None:
-            found.figures[side]["model"] = end.name
-    return found
+    opened: Opened
+    policy: Endpoint | None
+    against: Endpoint | None
+    best_of: BestOf | None
+    chooser: ScoringJudge | None
+
+    def generated(self, prompts: Sequence[Prompt], sampling: Sampling) -> Generated:
+        """Answers of both sides; the figures of a side say if an endpoint answered, and from what was chosen.
+
+        Raises:
+            PreftuneError: for a reward model, a best-of-n of nobody, and as `generate`.
+        """
+        if self.opened.is_reward_model:
+            which = "the endpoint" if self.best_of is None else "--best-of"
+            raise PreftuneError(f"{self.opened.name} is a reward model, which writes no answers: leave {which} out")
+        chosen: dict[str, BestWriter] = {}
+        writers = {name: writer for name in ("policy", "against") if (writer := self._writer(name, chosen)) is not None}
+        found = generate(self.opened, prompts, sampling, **writers)
+        for name, end in (("policy", self.policy), ("against", self.against)):
+            if end is not None:
+                found.figures[name]["model"] = end.name
+            if name in chosen:
+                found.figures[name]["best_of"] = chosen[name].figures
+        return found
+
+    def _writer(self, name: str, chosen: dict[str, BestWriter]) -> Callable[[Sampling], Writer] | None:
+        """Who writes on a side; None: `generate` knows. What is chosen by a judge is put into `chosen` later on."""
+        end: Endpoint | None = getattr(self, name)
+        plain: Callable[[Sampling], Writer] | None = None if end is None else partial(endpoint_writer, end)
+        n = 1 if self.best_of is None else int(getattr(self.best_of, name))
+        if n == 1 or self.chooser is None:
+            return plain
+        if plain is None and name == "against" and self.opened.reference is None:
+            raise PreftuneError(
+                f"{self.opened.name} is compared with nothing, which has no --against-best-of: name a model (--against)"
+            )
+        own = policy_writer if name == "policy" else reference_writer
+        write, judge = plain or partial(own, self.opened), self.chooser
+        rows = {example.row: row for example, row in zip(self.opened.examples, self.opened.rows(), strict=True)}
+
+        def best(sampling: Sampling) -> Writer:
+            chosen[name] = BestWriter(write, sampling, n, judge, rows)
+            return chosen[name]
+
+        return best
 
 
 def write_evaluation(folder: Path, figures: Mapping[str, Any], generated: Generated | None) -> None:

@@ -115,6 +115,8 @@ def _no_kl(opened: Opened, ours: Sequence[Sequence[Answer]], sampling: Sampling)
     """Why there is no KL divergence to measure; empty where nobody expects one; None if there is one."""
     if opened.reference is None:
         return ""
+    if (n := max(answer.best_of for group in ours for answer in group)) > 1:
+        return f"the answers are the best of {n} and no plain samples of the policy; how far off they can be is bounded"
     if any(answer.sampled is None for group in ours for answer in group):
         return "it is estimated on tokens, and an endpoint does not tell its own"
     if sampling.temperature != 1:

@@ -44,8 +44,8 @@ def pair_figures(scores: Scores, examples: Sequence[Example], sources: Sequence[
         sources: of each example, where its data says so.
 
     Returns:
-        "pairs", and where they can be told "calibration", "by_length", "by_source" and "baselines"; for judged
-        responses "pairs" and "responses", for demonstrations "demonstrations" alone.
+        "pairs", and where they can be told "calibration", "scores" (of reward models), "by_length", "by_source" and
+        "baselines"; for judged responses "pairs" and "responses", for demonstrations "demonstrations" alone.
     """
     prompts = [example.prompt.tobytes() for example in examples]
     number = numbered(prompts)
@@ -69,6 +69,8 @@ def pair_figures(scores: Scores, examples: Sequence[Example], sources: Sequence[
         accuracy = {"accuracy": float(wins[mask].mean()), "accuracy_ci95": list(grouped_interval(wins[mask], own))}
         return {"pairs": int(mask.sum()), **accuracy, **({"margin": float(margins[mask].mean())} if known else {})}
 
+    if side == "reward":
+        found["scores"] = _scores(table, number)
     found["by_length"] = [{"bucket": name, **slice_of(mask)} for name, mask in _buckets(table) if mask.any()]
     names = sorted({source for source in sources if source is not None})
     if len(names) > 1:
@@ -129,6 +131,31 @@ def _baselines(scores: Scores, number: NDArray[np.int64]) -> Figures:
         name: {"accuracy": float(won.mean()), "accuracy_ci95": list(grouped_interval(won, number))}
         for name, won in wins.items()
     }
+
+
+def _scores(table: Mapping[str, NDArray[Any]], number: NDArray[np.int64]) -> Figures:
+    """What a reward model's own scores are like: their level, which training leaves open unless it is centred; their
+    spread; and how far they follow length.
+
+    prefers_longer, longer_is_better: of pairs of unequal length, the share in which the longer response has the higher
+    score, and the share in which it is the chosen one. length_correlation: of differences in score and in length.
+    """
+    chosen, rejected = table["chosen_reward"], table["rejected_reward"]
+    both, margin = np.concatenate([chosen, rejected]), chosen - rejected
+    found: Figures = {"mean": float(both.mean()), "sd": float(both.std())}
+    found |= {"chosen": float(chosen.mean()), "rejected": float(rejected.mean())}
+    longer = table["chosen_length"] - table["rejected_length"]
+    unequal = longer != 0
+    if not unequal.any():
+        return found
+    own = np.unique(number[unequal], return_inverse=True)[1]
+    way = np.sign(longer[unequal])
+    for name, values in (("prefers_longer", margin[unequal] * way), ("longer_is_better", way)):
+        share = metrics.wins(values)
+        found |= {name: float(share.mean()), f"{name}_ci95": list(grouped_interval(share, own))}
+    if margin.std() > 0 and longer.std() > 0:
+        found["length_correlation"] = float(np.corrcoef(margin, longer)[0, 1])
+    return found
 
 
 def _responses(table: Mapping[str, NDArray[Any]]) -> Figures:

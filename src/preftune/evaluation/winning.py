@@ -10,6 +10,7 @@ from pathlib import Path
 from preftune.data.records import Preference
 from preftune.errors import PreftuneError
 from preftune.evaluation.answer_pairs import as_text
+from preftune.evaluation.answers import Answer, Prompt
 from preftune.evaluation.generating import Generated
 from preftune.evaluation.judge_check import JudgeCheck, check_judge
 from preftune.evaluation.judges import Comparison, EndpointUse, Judge, open_judge
@@ -62,14 +63,28 @@ def winning(
     """
     if generated.against is None:
         raise PreftuneError(f"{opened.name} has nothing to be judged against: name another model with --against")
-    rows = {example.row: row for example, row in zip(opened.examples, opened.rows(), strict=True)}
-    comparisons = [
-        Comparison(f"row {prompt.row}, answer {k}", as_text(prompt.source), ours.text, theirs.text, rows[prompt.row])
-        for prompt, mine, others in zip(generated.prompts, generated.policy, generated.against, strict=True)
-        for k, (ours, theirs) in enumerate(zip(mine, others, strict=True))
-    ]
     checked = _checked(opened, judge, judging, seed, progress)
-    return win_rate(comparisons, judge, seed=seed, progress=progress, judge_check=checked)
+    found = comparisons(opened, generated.prompts, generated.policy, generated.against)
+    return win_rate(found, judge, seed=seed, progress=progress, judge_check=checked)
+
+
+def comparisons(
+    opened: Opened, prompts: Sequence[Prompt], ours: Sequence[Sequence[Answer]], theirs: Sequence[Sequence[Answer]]
+) -> list[Comparison]:
+    """Answers of two sides to the same prompts as comparisons, prompt after prompt, with their rows of the data.
+
+    Args:
+        opened: whose examples the prompts come from.
+        prompts: what was answered.
+        ours: answers to each prompt.
+        theirs: as many to each.
+    """
+    rows = {example.row: row for example, row in zip(opened.examples, opened.rows(), strict=True)}
+    return [
+        Comparison(f"row {prompt.row}, answer {k}", as_text(prompt.source), mine.text, other.text, rows[prompt.row])
+        for prompt, group, others in zip(prompts, ours, theirs, strict=True)
+        for k, (mine, other) in enumerate(zip(group, others, strict=True))
+    ]
 
 
 def _checked(opened: Opened, judge: Judge, judging: Judging, seed: int, progress: Progress | None) -> JudgeCheck | None:

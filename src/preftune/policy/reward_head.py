@@ -24,10 +24,16 @@ def with_reward_head(lm: nn.Module, pad_id: int | None) -> PreTrainedModel:
         pad_id: token that pads rows, kept in the config for those who load the model.
 
     Raises:
-        PreftuneError: if transformers has no sequence classifier of this type.
+        PreftuneError: if transformers has no sequence classifier of this type, or it is one of several labels.
     """
     if isinstance(lm, PreTrainedModel) and is_reward_model(lm):
         return lm
+    if type(lm).__name__.endswith("ForSequenceClassification"):
+        raise PreftuneError(
+            f"a reward model has one label, and {getattr(lm, 'name_or_path', '') or type(lm).__name__} is a classifier "
+            f"of {getattr(getattr(lm, 'config', None), 'num_labels', 'other')} labels: name one with num_labels=1, or "
+            "the language model that it was made from"
+        )
     config: Any = copy.deepcopy(getattr(lm, "config", None))
     classes: Any = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
     if not isinstance(lm, PreTrainedModel) or type(config) not in classes:

@@ -12,7 +12,10 @@ from preftune.report.thinning import extremes
 from preftune.report.values import Interval, interval, number
 
 History = Sequence[dict[str, Any]]
-Kind = Literal["train", "eval"]
+Kind = Literal["train", "eval", "round"]
+
+
+KINDS: tuple[Kind, ...] = ("train", "eval", "round")
 
 
 def rows_of(history: History, kind: Kind) -> list[tuple[float, dict[str, Any]]]:
@@ -26,7 +29,7 @@ def rows_of(history: History, kind: Kind) -> list[tuple[float, dict[str, Any]]]:
 
 def most_points(history: History) -> int:
     """Lines of that kind of which there are most."""
-    return max(len(rows_of(history, "train")), len(rows_of(history, "eval")))
+    return max(len(rows_of(history, kind)) for kind in KINDS)
 
 
 def points(history: History, kind: Kind, key: str) -> tuple[list[float], list[float]]:

@@ -33,6 +33,8 @@ def show_evaluation(figures: Mapping[str, Any], console: Console | None = None) 
     console.print(head, markup=False, highlight=False, soft_wrap=True)
     if "pairs" in figures:
         _show_pairs(console, figures)
+    if figures.get("scores"):
+        console.print(_scores(figures["scores"]))
     if figures.get("responses"):
         console.print(_responses(figures["responses"]))
     for key, name in (("by_length", "bucket"), ("by_source", "source")):
@@ -92,6 +94,22 @@ def _responses(sides: Mapping[str, Mapping[str, Any]]) -> Table:
     return table
 
 
+def _scores(figures: Mapping[str, Any]) -> Table:
+    """Of a reward model: level, spread and length."""
+    table = Table("scores", "", "95% interval")
+    for key, label, form in (
+        ("mean", "mean", "{:+.3f}"),
+        ("sd", "standard deviation", "{:.3f}"),
+        ("chosen", "  of chosen responses, mean", "{:+.3f}"),
+        ("rejected", "  of rejected responses, mean", "{:+.3f}"),
+        ("prefers_longer", "for the longer response", "{:.3f}"),
+        ("longer_is_better", "  that is the chosen one", "{:.3f}"),
+        ("length_correlation", "correlation with length", "{:+.3f}"),
+    ):
+        _add(table, label, figures, key, form)
+    return table
+
+
 def _pairs(figures: Mapping[str, Any]) -> Table:
     table = Table("held out", "", "95% interval")
     pairs = figures["pairs"]
@@ -128,6 +146,8 @@ def _show_answers(console: Console, figures: Mapping[str, Any], against: str) ->
         if "model" in figures[side]:
             line = f"{side}: answers of {figures[side]['model']}"
             console.print(line, markup=False, highlight=False, soft_wrap=True)
+        if "best_of" in figures[side]:
+            console.print(f"{side}: {best_of(figures[side]['best_of'])}", markup=False, highlight=False, soft_wrap=True)
     table = Table(f"{answers} answers, temperature {figures['temperature']:g}", *sides)
     for key, label, form in ANSWERS:
         table.add_row(label, *(_with_interval(figures[side], key, form) for side in sides))
@@ -139,6 +159,17 @@ def _show_answers(console: Console, figures: Mapping[str, Any], against: str) ->
             error = found.get(f"{key}_se")
             told.append(f"{found[key]:.4g} {label}" + ("" if error is None else f" (standard error {error:.2g})"))
         console.print(f"KL to {against}: {', '.join(told)}", markup=False, highlight=False, soft_wrap=True)
+
+
+def best_of(figures: Mapping[str, Any]) -> str:
+    """From what answers were chosen, in words."""
+    said = (
+        f"best of {figures['n']} by {figures['judge']}, whose mean score rises from {figures['score_of_all']:.3f} to "
+        f"{figures['score']:.3f}, at a KL of at most {figures['kl_bound']:.3g} nats per response to the model sampled"
+    )
+    if figures["no_choice"]:
+        said += f"; in {figures['no_choice']:.0%} of the choices all scores were equal"
+    return said + (f"; {figures['unscored']:.0%} of the answers got no score" if figures["unscored"] else "")
 
 
 def _show_win_rate(console: Console, figures: Mapping[str, Any]) -> None:

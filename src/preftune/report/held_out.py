@@ -87,8 +87,9 @@ class HeldOut:
         by_length, by_source: accuracy by bucket and by source.
         reliability: the reliability curve.
         calibration: what it says, in sentences.
+        scores: what a reward model's scores are like, in sentences.
         generation: figures of sampled answers of both models.
-        kl: the distance to the reference, in a sentence.
+        kl: the distance to the reference, and from what answers were chosen, in sentences.
         win_rate: raw and length-controlled.
         wins, ties, losses: shares of the comparisons.
         judged: how the judge was asked and how good it is, in sentences.
@@ -101,6 +102,7 @@ class HeldOut:
     by_source: Sequence[Range]
     reliability: Panel | None
     calibration: Sequence[str]
+    scores: Sequence[str]
     generation: Sequence[Row]
     kl: str
     win_rate: Sequence[Range]
@@ -123,8 +125,9 @@ def held_out(evaluation: dict[str, Any]) -> HeldOut | None:
         by_source=_slices(evaluation.get("by_source"), "source"),
         reliability=_reliability(calibration),
         calibration=_calibration(calibration),
+        scores=_scores(mapping(evaluation.get("scores"))),
         generation=_generation(generation),
-        kl=_kl(mapping(generation.get("kl")), _other(evaluation)),
+        kl=" ".join([*filter(None, [_kl(mapping(generation.get("kl")), _other(evaluation))]), *_chosen(generation)]),
         win_rate=_win_rate(win_rate),
         wins=_outcomes(win_rate),
         judged=_judged(win_rate),
@@ -243,6 +246,28 @@ def _calibration(calibration: dict[str, Any]) -> list[str]:
     return said
 
 
+def _scores(scores: dict[str, Any]) -> list[str]:
+    """Level, spread and length bias of a reward model's scores."""
+    mean, sd, chosen, rejected = (number(scores.get(key)) for key in ("mean", "sd", "chosen", "rejected"))
+    said = []
+    if mean is not None and sd is not None:
+        sides = f" ({show(chosen)} of chosen responses, {show(rejected)} of rejected ones)"
+        said.append(
+            f"Scores average {show(mean)}{sides if chosen is not None and rejected is not None else ''} and spread by "
+            f"{show(sd)} (standard deviation). Only differences mean anything, unless training was centred."
+        )
+    prefers, better = number(scores.get("prefers_longer")), number(scores.get("longer_is_better"))
+    if prefers is not None and better is not None:
+        bounds = _in_brackets(interval(scores.get("prefers_longer_ci95")), "share")
+        correlation = number(scores.get("length_correlation"))
+        also = "" if correlation is None else f" Score and length correlate by {show(correlation)} within pairs."
+        said.append(
+            f"Of pairs of unequal length it prefers the longer response in {show(prefers, 'share')}{bounds}; that is "
+            f"the chosen one in {show(better, 'share')}.{also}"
+        )
+    return said
+
+
 GENERATION: tuple[tuple[str, str, str, Unit], ...] = (
     ("mean_length", "Mean length", "Tokens per answer.", "tokens"),
     ("end_rate", "Ends by itself", "Share of answers that end before the length limit.", "share"),
@@ -281,6 +306,22 @@ def _kl(kl: dict[str, Any], other: str) -> str:
     if per_token is not None:
         text += f", {_plus_minus(per_token, kl.get('per_token_se'))} nats per token"
     return f"{text} (± one standard error)."
+
+
+def _chosen(generation: dict[str, Any]) -> list[str]:
+    """From what the answers of a side were chosen, where they are the best of several."""
+    said = []
+    for side, words in (("policy", "The model's answers are"), ("against", "The other side's answers are")):
+        found = mapping(mapping(generation.get(side)).get("best_of"))
+        count, bound, score, before = (number(found.get(key)) for key in ("n", "kl_bound", "score", "score_of_all"))
+        if None in (count, bound, score, before):
+            continue
+        judge = f" by {found['judge']}" if isinstance(found.get("judge"), str) else ""
+        said.append(
+            f"{words} the best of {count:,.0f}{judge}: its mean score rises from {show(before)} to {show(score)}, at "
+            f"most {show(bound)} nats per response away from the model that was sampled."
+        )
+    return said
 
 
 def _win_rate(win_rate: dict[str, Any]) -> list[Range]:

@@ -24,7 +24,7 @@ from plotly.offline import get_plotlyjs
 
 from preftune.files import write_whole
 from preftune.full_disk import named
-from preftune.report import credit
+from preftune.report import credit, rounds
 from preftune.report.curves import most_points
 from preftune.report.diagnosis import checkup, symptoms
 from preftune.report.drawing import Panel
@@ -35,10 +35,10 @@ from preftune.report.samples import groups
 from preftune.report.tables import changes
 from preftune.report.thinning import MOST
 from preftune.report.trained import is_reward_model
-from preftune.report.values import show_time
+from preftune.report.values import mapping, show_time
 from preftune.report.verdict import verdict
 
-TILES = ("preference_accuracy", "true_reward", "kl", "margin", "loss")
+TILES = ("preference_accuracy", "true_reward", "reward", "kl", "margin", "loss")
 SAMPLES_IN_SIGHT, SAMPLES_AT_MOST = 6, 200  # further ones are folded away, or left in their file
 CREDIT_IN_SIGHT = 3
 
@@ -158,7 +158,7 @@ def run_sections(run: RunData, running: bool = False) -> tuple[list[Section], li
         running: True if it is known to go on.
     """
     curves, rows, evaluation = panels(run.history, is_reward_model(run)), changes(run), held_out(run.evaluation)
-    credited = credit.pairs(run.credit)
+    credited, online = credit.pairs(run.credit), rounds.panels(run.history)
     folder, data = shlex.quote(run.known_as), run.data_path
     given: dict[str, tuple[str, dict[str, Any]]] = {
         "verdict": (
@@ -171,7 +171,12 @@ def run_sections(run: RunData, running: bool = False) -> tuple[list[Section], li
         "curves": ("Curves", {"panels": curves, "thinned": thinned(run)}),
         "held-out": (
             "Evaluation",
-            {"rows": list(rows.values()), "found": evaluation, "evaluate": f"preftune evaluate {folder}"},
+            {
+                "rows": list(rows.values()),
+                "found": evaluation,
+                "evaluate": f"preftune evaluate {folder}",
+                "answers": not is_reward_model(run),
+            },
         ),
         "samples": (
             "Samples",
@@ -201,9 +206,13 @@ def run_sections(run: RunData, running: bool = False) -> tuple[list[Section], li
             },
         ),
     }
+    if online:
+        judge = mapping(run.config.get("online")).get("judge")
+        learned = {"panels": online, "rounds": rounds.rounds(run.rollouts), "judge": judge}
+        given = {"verdict": given.pop("verdict"), "rounds": ("Rounds", learned), **given}
     sections = [section(key, title, **values) for key, (title, values) in given.items()]
     reliability = [evaluation.reliability] if evaluation and evaluation.reliability else []
-    return sections, [*curves, *reliability, *(pair.panel for pair in credited if pair.panel)]
+    return sections, [*online, *curves, *reliability, *(pair.panel for pair in credited if pair.panel)]
 
 
 def section(key: str, title: str, **values: Any) -> Section:

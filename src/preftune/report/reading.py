@@ -20,7 +20,8 @@ class RunData:
         config: config.yaml, as resolved by the run.
         config_text: the same file as it stands.
         manifest: manifest.json: versions, seed, data hash, command, device.
-        history: metrics.jsonl, one dictionary a line, in the order written; `kind` is "train", "eval" or "doctor".
+        history: metrics.jsonl, one dictionary a line, in the order written; `kind` is "train", "eval", "round" or
+            "doctor".
         samples: samples.jsonl, one dictionary a line; `when` is "start" or "end".
         summary: summary.json, written when the run ends.
         failure: failure.json, written when a batch stopped the run.
@@ -28,6 +29,7 @@ class RunData:
         generations: generations.jsonl, likewise: answers of the policy beside those of the model it is held against.
         credit: credit.jsonl: the credit of each token of some held-out pairs.
         data_doctor: data_doctor.json: what was found in the data at the start.
+        rollouts: rollouts.jsonl: some answers of each round, of a run that learns from its own.
     """
 
     path: Path
@@ -42,6 +44,7 @@ class RunData:
     generations: list[dict[str, Any]] = field(default_factory=list)
     credit: list[dict[str, Any]] = field(default_factory=list)
     data_doctor: dict[str, Any] = field(default_factory=dict)
+    rollouts: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def name(self) -> str:
@@ -98,6 +101,7 @@ def read(run_dir: str | Path) -> RunData:
         generations=_read_lines(path / "generations.jsonl"),
         credit=_read_lines(path / "credit.jsonl"),
         data_doctor=_read_object(path / "data_doctor.json"),
+        rollouts=_read_lines(path / "rollouts.jsonl"),
     )
 
 

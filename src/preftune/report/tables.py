@@ -34,6 +34,9 @@ METRICS = {
     "true_reward": Metric(
         "True reward", "Mean score of sampled responses under the reward that the preferences were made from."
     ),
+    "reward": Metric(
+        "Score of its answers", "Mean score that the judge gives the model's answers to held-out prompts."
+    ),
     "kl": Metric(
         "KL divergence",
         "How far the model's own samples lie from the reference model; 0 means unchanged.",

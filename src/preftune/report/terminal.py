@@ -19,6 +19,7 @@ ROWS = (
     ("margin", "margin"),
     ("loss", "loss"),
     ("true_reward", "true reward"),
+    ("reward", "score of its answers, by the judge"),
     ("kl", "KL to the reference, nats per response"),
     ("grammatical", "grammatical share"),
 )

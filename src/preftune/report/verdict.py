@@ -56,13 +56,17 @@ def verdict(run: RunData, running: bool = False) -> Verdict:
     """
     found = changes(run)
     accuracy, reward, loss = (found.get(key) for key in ("preference_accuracy", "true_reward", "loss"))
+    score = found.get("reward")
     better = [
         _judge_accuracy(accuracy, is_reward_model(run)) if accuracy else "",
-        _judge_reward(reward) if reward else "",
+        _judge_reward(reward, "true reward of sampled responses") if reward else "",
+        _judge_reward(score, "score of its answers to held-out prompts, by the judge it learned from,")
+        if score
+        else "",
         _judge_wins(mapping(run.evaluation.get("win_rate")), run.evaluation),
         _judge_loss(loss) if loss and not accuracy else "",
     ]
-    if not accuracy and not reward and not loss:
+    if not accuracy and not reward and not score and not loss:
         better.insert(0, "Nothing was measured on held-out data, so this report cannot say whether training helped.")
     answers = {
         "What was trained?": _what_was_done(run),
@@ -72,7 +76,7 @@ def verdict(run: RunData, running: bool = False) -> Verdict:
     }
     notes = run.summary.get("messages")
     return Verdict(
-        headline="This run goes on; so far:" if running else _headline(run, accuracy, reward, loss),
+        headline="This run goes on; so far:" if running else _headline(run, accuracy, reward, score, loss),
         paragraph=[(question, answer) for question, answer in answers.items() if answer],
         next_steps=advice(run, found, running),
         notes=[str(note) for note in notes] if isinstance(notes, list) else [],
@@ -88,7 +92,9 @@ def chance(bounds: Interval | None) -> str:
     return "below chance" if bounds[1] < 0.5 else "not distinguishable from chance"
 
 
-def _headline(run: RunData, accuracy: Change | None, reward: Change | None, loss: Change | None) -> str:
+def _headline(
+    run: RunData, accuracy: Change | None, reward: Change | None, score: Change | None, loss: Change | None
+) -> str:
     if run.failure:
         return "This run stopped at a batch that broke it: failure.json in its folder has what is known."
     if not run.summary:
@@ -102,6 +108,10 @@ def _headline(run: RunData, accuracy: Change | None, reward: Change | None, loss
         sign = _sign(reward.difference_interval)
         moved = {1: "rose by", -1: "fell by", 0: "did not change measurably"}[sign]
         parts.append(f"the true reward {moved}" + (f" {show(abs(reward.difference))}" if sign else ""))
+    if not parts and score and score.before is not None and score.after is not None:
+        parts.append(
+            f"the score of its answers went from {show(score.before)} to {show(score.after)}{_solidity(score)}"
+        )
     if parts:
         text = "; ".join(parts)
         return f"{text[0].upper()}{text[1:]}."
@@ -168,15 +178,15 @@ def _judge_accuracy(accuracy: Change, scores: bool) -> str:
     return f"{text} {was}, {change}{_solidity(accuracy)}."
 
 
-def _judge_reward(reward: Change) -> str:
+def _judge_reward(reward: Change, what: str) -> str:
     if reward.after is None:
         return ""
     now = f"{show(reward.after)}{_in_brackets(reward.after_interval)}"
     if reward.before is None or reward.difference is None:
-        return f"The true reward of sampled responses is {now}."
+        return f"The {what} is {now}."
     was = f"{show(reward.before)}{_in_brackets(reward.before_interval)}"
     change = f"a change of {show_change(reward.difference)}{_solidity(reward)}"
-    return f"The true reward of sampled responses went from {was} to {now}, {change}."
+    return f"The {what} went from {was} to {now}, {change}."
 
 
 def _judge_loss(loss: Change) -> str:

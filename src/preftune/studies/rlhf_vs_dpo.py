@@ -18,18 +18,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
+import psutil  # type: ignore[import-untyped]
 import yaml
 
 from preftune.data.writing import write_records
 from preftune.errors import PreftuneError
+from preftune.quiet import without_progress_bars
 from preftune.sandbox.preferences import PolicyEvaluation, base_model, evaluate_policy, held_out_pairs, pairs
 from preftune.sandbox.world import MAX_RESPONSE_TOKENS, prompts
 from preftune.studies.threads import one_thread
 from preftune.training import checkpoint
 
 WATCHED = 0.05  # seconds between two looks at a process's memory
-LOOKS = 8  # at a policy on its way
 # How a stage is carried out and watched; what decides its result is in its file.
 CARRIED_OUT = ("train.device=cpu", "evaluate.samples=0", "doctor.answers=0", "output.keep_last=99")
 MODELS = {
@@ -52,6 +52,7 @@ class Form:
         seeds: each with pairs and runs of its own.
         hidden: size of the model on which memory is watched.
         steps: optimiser steps of that.
+        looks: at a policy on its way.
     """
 
     pairs: int
@@ -61,10 +62,11 @@ class Form:
     seeds: tuple[int, ...]
     hidden: int
     steps: int
+    looks: int
 
 
-FULL = Form(pairs=4096, rounds=64, asked=64, samples=16, seeds=(0, 1, 2, 3, 4), hidden=512, steps=16)
-QUICK = Form(pairs=512, rounds=6, asked=32, samples=2, seeds=(0,), hidden=128, steps=4)
+FULL = Form(pairs=4096, rounds=64, asked=64, samples=16, seeds=(0, 1, 2, 3, 4), hidden=512, steps=16, looks=12)
+QUICK = Form(pairs=512, rounds=6, asked=32, samples=2, seeds=(0,), hidden=128, steps=3, looks=2)
 
 
 @dataclass(frozen=True)
@@ -220,9 +222,7 @@ def study(out: Path, quick: bool = False, show: bool = False) -> Compared:
     return compared
 
 
-def _seed(
-    folder: Path, seed: int, form: Form, files: Mapping[str, str], show: bool
-) -> tuple[list[Stage], list[Look]]:
+def _seed(folder: Path, seed: int, form: Form, files: Mapping[str, str], show: bool) -> tuple[list[Stage], list[Look]]:
     """Both roads, one after the other, on the same pairs."""
     folder.mkdir(parents=True, exist_ok=True)
     write_records(folder / "pairs.jsonl", pairs(form.pairs, seed=seed))
@@ -243,7 +243,7 @@ def _seed(
 def _every(form: Form, name: str) -> int:
     """Optimiser steps between two checkpoints of a stage."""
     steps = form.pairs // 64 if name != "PPO" else form.rounds * 2 * -(-form.asked // 32)
-    return max(1, steps // LOOKS)
+    return max(1, steps // form.looks)
 
 
 def _folder(name: str) -> str:
@@ -296,8 +296,8 @@ def _looks(run: Path, road: str, seed: int, before: float, form: Form) -> list[L
     places[last] = run / "model"
     found = []
     for step, path in sorted(places.items()):
-        lm = reference if path is None else AutoModelForCausalLM.from_pretrained(path).eval()
-        with one_thread():
+        with one_thread(), without_progress_bars():
+            lm = reference if path is None else AutoModelForCausalLM.from_pretrained(path).eval()
             seen: PolicyEvaluation = evaluate_policy(
                 lm, reference, apart, samples_per_prompt=form.samples, seed=1000 + seed
             )
@@ -355,4 +355,3 @@ def _table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 def _tell(show: bool, said: str) -> None:
     if show:
         print(said, file=sys.stderr, flush=True)
-

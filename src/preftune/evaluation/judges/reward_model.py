@@ -10,15 +10,15 @@ from typing import Any
 import torch
 
 from preftune.data.examples import Example
-from preftune.data.fields import Unfit, read_text_or_turns
+from preftune.data.fields import Unfit, read_text_or_turns, shown
 from preftune.data.packing import pad
-from preftune.data.records import Demonstration, Text, Where
+from preftune.data.records import Demonstration, PromptOnly, Text, Where
 from preftune.data.rendering import Renderer, RenderingConfig
 from preftune.errors import PreftuneError
 from preftune.evaluation.judges.base import Comparison, ScoringJudge, digest
 from preftune.evaluation.models import MODEL, find, load_policy
 from preftune.files import hash_file
-from preftune.policy.loading import positions
+from preftune.policy.loading import Loaded, positions, vocabulary
 from preftune.policy.policy import PolicyModule, rewards
 
 BATCH = 16  # answers scored at a time
@@ -54,14 +54,17 @@ class RewardModel(ScoringJudge):
         self.name = name
         weights = Path(path) if named.run is None else named.run / MODEL
         self.fingerprint = digest("reward", path, *map(hash_file, sorted(weights.glob("*.safetensors"))), rendering)
-        self.renderer = Renderer(loaded.tokenizer, rendering.model_copy(update={"max_length": None}))
-        self.longest = positions(loaded.lm)
+        if rendering.truncate != "response_end":  # where answers are cut, it has learned from what is left of them
+            rendering = rendering.model_copy(update={"max_length": None})
+        self.renderer = Renderer(loaded.tokenizer, rendering)
+        self.longest, self.known, self.unknown_id = positions(loaded.lm), vocabulary(loaded.lm), _unknown(loaded)
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.policy = PolicyModule(loaded.lm.to(self.device).eval(), "padded")
         self.pad_id = loaded.tokenizer.pad_token_id or 0
 
     def scores(self, answers: Sequence[tuple[Comparison, str]]) -> Sequence[float | None]:  # noqa: D102
         examples = [self._example(comparison, text, i) for i, (comparison, text) in enumerate(answers)]
+        self._check_read(examples, answers)
         # like lengths go together, so that little is padded
         order = sorted(range(len(examples)), key=lambda i: -_length(examples[i]))
         found = [0.0] * len(examples)
@@ -75,7 +78,9 @@ class RewardModel(ScoringJudge):
         return found
 
     def _example(self, comparison: Comparison, text: str, number: int) -> Example:
-        record = Demonstration(conversation(comparison), text, Where(comparison.key, number))
+        asked, where = conversation(comparison), Where(comparison.key, number)
+        # an answer without text is the token that ends it
+        record = Demonstration(asked, text, where) if text.strip() else PromptOnly(asked, where)
         try:
             example = self.renderer.example(record)
         except PreftuneError as error:
@@ -87,7 +92,32 @@ class RewardModel(ScoringJudge):
                 f"judge {self.name} reads {self.longest} tokens, but {comparison.key} has {_length(example)}: leave it "
                 "out"
             )
+        largest = max(int(example.prompt.max(initial=0)), int(example.responses[0].ids.max(initial=0)))
+        if self.known is not None and largest >= self.known:
+            raise PreftuneError(
+                f"judge {self.name}: its tokenizer gives token {largest} for {comparison.key}, but its model knows "
+                f"tokens 0 to {self.known - 1}: they do not belong together, restore its tokenizer"
+            )
         return example
+
+    def _check_read(self, examples: Sequence[Example], answers: Sequence[tuple[Comparison, str]]) -> None:
+        """Refuse answers of which the model's own tokenizer knows no word: all of them would look alike to it."""
+        if self.unknown_id is None or not examples:
+            return
+        for example in examples:
+            ids = example.responses[0].ids[:-1]  # the last one ends it
+            if not len(ids) or (ids != self.unknown_id).any():
+                return
+        raise PreftuneError(
+            f"judge {self.name} knows no word of {len(examples)} answers (the first, on {answers[0][0].key}: "
+            f"{shown(answers[0][1])}): its tokenizer was made for other texts, so name another judge"
+        )
+
+
+def _unknown(loaded: Loaded) -> int | None:
+    """The token that stands for all that a tokenizer does not know; None where there is none."""
+    found = loaded.tokenizer.unk_token_id
+    return found if isinstance(found, int) else None
 
 
 def conversation(comparison: Comparison) -> Text:
