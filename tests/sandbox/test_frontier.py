@@ -26,8 +26,8 @@ def sharper():
 def test_prompts_are_held_out_and_of_all_genres() -> None:
     assert len(PROMPTS) == 16
     assert set(PROMPTS) <= set(prompts()[1])
-    for place, words in ((1, LOOKS), (2, GENRES)):
-        assert Counter(prompt.split()[place] for prompt in PROMPTS) == dict.fromkeys(words, 2)
+    assert Counter(prompt.split()[2] for prompt in PROMPTS) == dict.fromkeys(GENRES, 2)
+    assert {prompt.split()[1] for prompt in PROMPTS} == set(LOOKS)
 
 
 def test_the_curve_begins_at_the_base_model_and_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 _HELD_OUT = world.prompts()[1]
-# Two of each look and each genre: few, so that each has many samples.
+# Two of each genre, of all looks: few, so that each has many samples.
 PROMPTS = tuple(_HELD_OUT[9 * i % len(_HELD_OUT)] for i in range(16))
 _WRITTEN_AT_ONCE, _READ_AT_ONCE = 1024, 512
 
