@@ -11,7 +11,7 @@ from preftune.report.frontier_figures import figures
 from preftune.studies.frontier.axes import AXES, QUICK, Form, scored_cells
 from preftune.studies.frontier.cells import Outcome
 from preftune.studies.frontier.study import Found
-from preftune.studies.frontier.tables import comparisons, points
+from preftune.studies.frontier.tables import compared_at, comparisons, points, regrets_at
 
 SMALL = Form(20, 2, 3, (1,), (1,), False, (20, 40), (4, 16))
 CURVE = [(0.0, 1.0), (0.5, 2.0), (1.0, 2.5), (9.0, 3.0)]
@@ -143,3 +143,25 @@ def test_pictures_stand_beside_the_page(tmp_path, chromium):
     assert (tmp_path / "frontier.png").read_bytes()[:4] == b"\x89PNG"
     svg = (tmp_path / "frontier.svg").read_text(encoding="utf-8")
     assert "Dr. DPO" in svg
+
+
+def test_regret_is_read_at_one_kl_between_a_methods_strengths(tmp_path):
+    axis, form = AXES["shift"], Form(20, 2, 3, (0, 1), (0, 1), False, (20,), (4,))
+    scored = []
+    for condition, cell in scored_cells(axis, ("dpo", "kl_dpo"), "listed", form, {}, 3):
+        near = cell.strength == 0.1
+        given = outcome(cell, 0).figures | {"kl": 0.25 if near else 1.0, "regret": 0.1 if near else 0.3}
+        if cell.method == "kl_dpo":
+            given |= {
+                "regret": given["regret"] + 0.01 * cell.seed,
+                "kl": given["kl"] if cell.seed < 3 else 2 * given["kl"],
+            }
+        scored.append((condition, Outcome(cell, None, given)))
+    made = points(scored)
+    at = regrets_at(made, 0.5)  # half way from 0.25 to 1 on a logarithmic scale
+    assert at["no shift", "dpo"] == pytest.approx({1: 0.2, 2: 0.2, 3: 0.2})
+    assert at["no shift", "kl_dpo"] == pytest.approx({1: 0.21, 2: 0.22, 3: 0.13})  # its third seed went twice as far
+    assert set(regrets_at(made, 0.3)["no shift", "kl_dpo"]) == {1, 2}
+    compared = compared_at(axis, made, 0.5)
+    assert compared["no shift", "kl_dpo"].difference.value == pytest.approx((0.01 + 0.02 - 0.07) / 3)
+    assert ("no shift", "dpo") not in compared

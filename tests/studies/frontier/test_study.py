@@ -43,7 +43,9 @@ def test_a_quick_study_leaves_a_page_with_its_data(done):
         assert sum(line["parts"].values()) == pytest.approx(line["reward"])
         assert line["reward"] <= line["best"] + 1e-9  # nobody is above the exact optimum
     page = out / "listed-shift"
-    assert {each.name for each in page.iterdir()} == {"index.html", "points.csv", "comparisons.csv", "frontier.csv"}
+    assert {each.name for each in page.iterdir()} == {
+        *("index.html", "points.csv", "comparisons.csv", "matched.csv", "frontier.csv"),
+    }
     assert str(page / "index.html") in process.stdout.replace("\n", "")
     assert json.loads((out / "study.json").read_text(encoding="utf-8"))["quick"] is True
     assert not (out / ".work").exists()
