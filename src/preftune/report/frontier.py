@@ -218,7 +218,7 @@ def _matched(found: Found) -> Table:
     base = METHODS[found.axis.baseline].title
     return Table(
         "Regret at the same KL",
-        "Regret depends on the distance from the reference, so this is the fairest comparison: each seed's regrets at a "
+        "Regret depends on the distance gone, so this is the fairest comparison: each seed's regrets at a "
         "method's strengths, joined by lines over the logarithm of KL and read at one KL. p is that of a paired t-test "
         f"against {base} at {SAME[1]:g} nats, after Holm's adjustment for all rows.",
         ("method", "preferences", *(f"at {kl:g} nats" for kl in SAME), f"less {base}", "p, adjusted"),
