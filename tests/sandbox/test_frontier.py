@@ -1,4 +1,5 @@
 import math
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ from preftune.errors import PreftuneError
 from preftune.evaluation.sampling import sample
 from preftune.sandbox.frontier import PROMPTS, frontier, response_logps
 from preftune.sandbox.preferences import base_model, base_tokenizer, evaluate_policy
-from preftune.sandbox.world import GENRES, MAX_RESPONSE_TOKENS, PARTS, prompts
+from preftune.sandbox.world import GENRES, LOOKS, MAX_RESPONSE_TOKENS, PARTS, prompts
 
 FEW = PROMPTS[:4]
 
@@ -25,7 +26,8 @@ def sharper():
 def test_prompts_are_held_out_and_of_all_genres() -> None:
     assert len(PROMPTS) == 16
     assert set(PROMPTS) <= set(prompts()[1])
-    assert {prompt.split()[2] for prompt in PROMPTS} == set(GENRES)
+    assert Counter(prompt.split()[2] for prompt in PROMPTS) == dict.fromkeys(GENRES, 2)
+    assert {prompt.split()[1] for prompt in PROMPTS} == set(LOOKS)
 
 
 def test_the_curve_begins_at_the_base_model_and_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -56,12 +58,12 @@ def test_no_policy_lies_above_the_curve() -> None:
 
 
 def test_proposals_weigh_as_much_as_they_are_unlikely() -> None:
-    alone, mixed = frontier(FEW, samples=3200), frontier(FEW, samples=3200, proposals=[sharper()])
-    assert mixed.effective_B[0] < alone.effective_B[0] == pytest.approx(800)
+    alone, mixed = frontier(FEW, samples=1600), frontier(FEW, samples=1600, proposals=[sharper()])
+    assert mixed.effective_B[0] < alone.effective_B[0] == pytest.approx(400)
     error = float((mixed.error_B[0] ** 2 + alone.error_B[0] ** 2).sqrt())
     assert abs(mixed.reference_reward - alone.reference_reward) < 4 * error
-    same = frontier(FEW, samples=1600, proposals=[base_model()], least_effective=50)
-    assert same.effective_B[0] == pytest.approx(400, rel=1e-4), "who proposes what the base would say changes no weight"
+    same = frontier(FEW, samples=800, proposals=[base_model()], least_effective=50)
+    assert same.effective_B[0] == pytest.approx(200, rel=1e-4), "who proposes what the base would say changes no weight"
 
 
 def test_log_probabilities_are_those_that_sampling_says() -> None:

@@ -60,7 +60,11 @@ class Server:
         shutil.rmtree(place, ignore_errors=True)
         place.mkdir(parents=True)
         write(place)
-        self.endpoint.post("/load_lora_adapter", {"lora_name": name, "lora_path": str(place.resolve())})
+        try:
+            self.endpoint.post("/load_lora_adapter", {"lora_name": name, "lora_path": str(place.resolve())})
+        except PreftuneError:
+            shutil.rmtree(place, ignore_errors=True)
+            raise
         self.loaded = self.endpoint.model = name
 
     def sample(

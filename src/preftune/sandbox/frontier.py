@@ -33,7 +33,9 @@ from preftune.theory.frontier import SampledFrontier
 if TYPE_CHECKING:
     from torch import nn
 
-PROMPTS = tuple(world.prompts()[1][::8])  # two of each genre: few, so that each has many samples
+_HELD_OUT = world.prompts()[1]
+# Two of each genre, of all looks: few, so that each has many samples.
+PROMPTS = tuple(_HELD_OUT[9 * i % len(_HELD_OUT)] for i in range(16))
 _WRITTEN_AT_ONCE, _READ_AT_ONCE = 1024, 512
 
 

@@ -23,8 +23,9 @@ mean reward of a policy, its divergence from the reference and the best that any
     print(listed.evaluate(run.model, listed.TEST))  # exact reward, components, KL, regret
 
 `all_logps(lm)` has the log-probability of all responses to all prompts, `rewards()` their rewards, `frontier()` the
-best there is; `ascend(lm, beta)` climbs along the exact policy gradient, and `dpo_population(source, beta)` is where DPO
-leads with all pairs. For online learning, the judge is `preftune.sandbox.listed:true_reward_judge`, and `max_new_tokens` is 4.
+best there is; `ascend(lm, beta)` climbs along the exact policy gradient, and `dpo_population(source, beta)` is where
+DPO leads with all pairs. For online learning, the judge is `preftune.sandbox.listed:true_reward_judge`, and
+`max_new_tokens` is 4.
 
 The reward has three components in tension. The words that help most, `f` and `g`, are those that may harm; `e`, a
 caveat, takes the harm from the word that follows it, and costs help. Honesty binds the last word to the first, and lets
