@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .PHONY: demo test lint types check bench fuzz soak study-ipo-bandits study-credit docs-objectives docs-reliability
-.PHONY: docs-frontier docs-training-doctor screenshots wheel clean
+.PHONY: study-reach study-rlhf-vs-dpo docs-frontier docs-training-doctor screenshots wheel clean
 
 demo: $(VENV)/.installed
 	$(BIN)/preftune demo --out runs/demo

@@ -30,7 +30,7 @@ def show(found: Sequence[Reached], console: Console | None = None) -> None:
     console = console or Console()
     console.print(table)
     console.print(
-        f"parts: {', '.join(parts)}; regret: share of the best gain at that KL that is lacking; of all: that best gain as "
-        "a share of all that can be gained",
+        f"parts: {', '.join(parts)}; regret: share of the best gain at that KL that is lacking; of all: that best gain "
+        "as a share of all that can be gained",
         highlight=False,
     )
