@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .PHONY: demo test lint types check bench fuzz soak study-ipo-bandits study-credit docs-objectives docs-reliability
-.PHONY: docs-training-doctor screenshots wheel clean
+.PHONY: docs-frontier docs-training-doctor screenshots wheel clean
 
 demo: $(VENV)/.installed
 	$(BIN)/preftune demo --out runs/demo
@@ -49,6 +49,10 @@ docs-reliability: $(VENV)/.dev
 
 docs-training-doctor: $(VENV)/.installed
 	$(BIN)/python scripts/training_doctor.py
+
+# Five minutes on one core, for samples that the cache keeps.
+docs-frontier: $(VENV)/.installed
+	$(BIN)/python scripts/frontier.py
 
 # Needs chromium on the PATH.
 screenshots: $(VENV)/.dev

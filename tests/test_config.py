@@ -145,6 +145,7 @@ KEYS = {
     "online.epochs": Case("2", besides=ROUNDS),
     "online.temperature": Case("0.5", besides=ROUNDS),
     "online.max_new_tokens": Case("20", besides=ROUNDS),
+    "online.server": Case("http://127.0.0.1:9/v1", "refused", ROUNDS),
     "online.unfinished": Case("1.0", "metrics", ROUNDS),
     "online.labels": Case("soft", besides=ROUNDS),
     "online.label_scale": Case("3.0", besides=(*ROUNDS, "online.labels=soft")),

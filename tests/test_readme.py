@@ -57,6 +57,10 @@ def test_each_command_of_the_readme_works(command: str, folder: Path) -> None:
         if all(word in tests for word in words[1].split("/")[-2:] + words[2:]):
             pytest.skip("the tests of examples run this")
         words = [sys.executable, str(ROOT / words[1]), *words[2:]]
+    if words[1] == "study":
+        tests = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests" / "studies").rglob("*.py"))
+        if all(f'"{word}"' in tests for word in words[1:]):
+            pytest.skip("the tests of studies run this")
     carry_out(words, folder)
 
 

@@ -106,6 +106,10 @@ def check_online(config: RunConfig, terms: tuple[registry.Term, ...]) -> None:
             f"reference.path={config.reference.path} and online.reference=last_round each say what the reference is: "
             "give one of them"
         )
+    if online.server is not None and config.model.lora is None:
+        raise PreftuneError(
+            "online.server takes the adapter that trains, but all weights train: add model.lora, or leave it out"
+        )
     if online.rubric is not None and not online.judge.startswith("endpoint:"):
         raise PreftuneError(
             f"online.rubric is for a judge behind an endpoint, and online.judge={online.judge} is none: leave it out"

@@ -10,6 +10,7 @@ from bad_input.configs import CONFIGS
 from bad_input.disks import DISKS
 from bad_input.files import FILES
 from bad_input.models import MODELS
+from bad_input.online import ONLINE
 from bad_input.rows import ROWS
 from bad_input.runs import RUNS
 from bad_input.settings import SETTINGS
@@ -21,6 +22,7 @@ GROUPS: dict[str, tuple[BadInput, ...]] = {
     "Config files": CONFIGS,
     "Models": MODELS,
     "Runs": RUNS,
+    "Answers of its own": ONLINE,
     "Disks and folders": DISKS,
 }
 ALL = tuple(case for group in GROUPS.values() for case in group)

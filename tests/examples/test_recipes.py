@@ -127,6 +127,21 @@ def test_the_qlora_recipe_trains_in_miniature(cli: Cli, tiny: Path, tmp_path: Pa
     assert config["model"]["rope_scaling"] == {"rope_type": "dynamic", "factor": 2.0}
 
 
+def test_the_ppo_recipe_learns_from_a_reward_model(cli: Cli, tmp_path: Path) -> None:
+    """With the reward model that its first lines train; both in little."""
+    judge = ["--model", "sandbox", "--data", "sandbox", "--objective", "bradley_terry", "--out", "runs/reward"]
+    assert cli("train", *judge, "train.max_steps=2", "evaluate.samples=0", "data.limit=64").returncode == 0
+    little = ["online.rounds=2", "online.prompts=8", "online.held_out=4", "online.max_new_tokens=12", "batch.size=4"]
+    words = ["--out", "run", "online.judge=reward:runs/reward", "data.limit=64", "evaluate.samples=0", *little]
+    done = cli("train", str(EXAMPLES / "ppo.yaml"), *words)
+    assert done.returncode == 0, done.stderr
+    lines = lines_of(tmp_path / "run" / "metrics.jsonl")
+    rounds = [line for line in lines if line["kind"] == "round"]
+    assert [line["kl_coefficient"] for line in rounds] == [0.3, 0.3]
+    assert rounds[1]["value"] != 0
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["steps"] == 2 * 2 * 2
+
+
 @pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
 def test_the_qlora_recipe_trains_on_a_4_bit_base(cli: Cli, tiny: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"

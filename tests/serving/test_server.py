@@ -140,7 +140,7 @@ def test_top_p_close_to_zero_is_greedy(client: openai.OpenAI) -> None:
     [
         ({"model": "gpt-9"}, 404, "there is no model 'gpt-9' here, this is sandbox"),
         ({"prompt": ""}, 400, "prompt is empty"),
-        ({"prompt": [1, 2]}, 400, "prompt is a list, expected text"),
+        ({"prompt": [1, "a"]}, 400, "prompt is a list, expected text or tokens"),
         ({"temperature": -1}, 400, "temperature is the number -1"),
         ({"temperature": float("inf")}, 400, "temperature"),
         ({"top_p": 0}, 400, "top_p is the number 0, expected a number above 0 to 1"),

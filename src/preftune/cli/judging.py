@@ -91,6 +91,9 @@ def serve(
     host: Annotated[str, typer.Option(help="address to listen on")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="port to listen on; 0: any that is free")] = 8000,
     name: Annotated[str | None, typer.Option("--name", help="what clients call the model; default: MODEL")] = None,
+    adapters: Annotated[
+        bool, typer.Option("--adapters", help="let clients load LoRA adapters (POST /v1/load_lora_adapter, as vLLM)")
+    ] = False,
 ) -> None:
     """Serve a model to any OpenAI client, until Ctrl-C: completions and chat, on this machine.
 
@@ -102,4 +105,4 @@ def serve(
     """
     from preftune.serving.command import serve as run
 
-    run(model, host=host, port=port, name=name, say=typer.echo)
+    run(model, host=host, port=port, name=name, adapters=adapters, say=typer.echo)

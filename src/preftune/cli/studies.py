@@ -9,6 +9,7 @@ import typer
 
 from preftune.cli.app import LARGEST_SEED, app
 
+Axis = Literal["methods", "sources", "noise", "sizes", "shift"]
 study = typer.Typer(help="Run an experiment of the papers again.", no_args_is_help=True)
 app.add_typer(study, name="study", rich_help_panel="Evidence")
 
@@ -76,3 +77,41 @@ def credit(
     show_study(found)
     if not all(ground.held for ground in found):
         raise typer.Exit(1)
+
+
+@study.command("frontier")
+def frontier(
+    axis: Annotated[
+        Axis | None, typer.Argument(help="one question of the study; none: all of them, the cheapest first")
+    ] = None,
+    world: Annotated[
+        Literal["listed", "sandbox", "both"], typer.Option(help="listed: everything exact; sandbox: sampled")
+    ] = "listed",
+    out: Annotated[Path, typer.Option("--out", "-o", help="folder of the study, where it also goes on")] = Path(
+        "runs/frontier"
+    ),
+    quick: Annotated[
+        bool, typer.Option("--quick", help="small sizes, 3 seeds, no choice of learning rates: minutes")
+    ] = False,
+    jobs: Annotated[
+        int, typer.Option(min=0, help="processes at a time, each on one thread; 0: only write the pages anew")
+    ] = 2,
+    png: Annotated[bool, typer.Option("--png", help="also write the figures as PNG and SVG (needs a browser)")] = False,
+    seeds: Annotated[int | None, typer.Option(min=2, help="seeds of each cell; none: 5, or 3 with --quick")] = None,
+) -> None:
+    """Reward against KL: how near each method comes to the exact optimum, over seeds, strengths and kinds of labels.
+
+    Stopped in any way, the same command goes on. A page for each question, with its data, lies in the folder.
+    """
+    from preftune.report.frontier import show, write
+    from preftune.studies.frontier.axes import AXES
+    from preftune.studies.frontier.study import Found
+    from preftune.studies.frontier.study import study as run_study
+
+    def done(found: Found) -> None:
+        write(found, out / found.key, png)
+        show(found, out / found.key)
+
+    worlds = ("listed", "sandbox") if world == "both" else (world,)
+    axes = list(AXES.values()) if axis is None else [AXES[axis]]
+    run_study(axes, worlds, out, quick=quick, jobs=jobs, seeds=seeds, show=True, done=done)

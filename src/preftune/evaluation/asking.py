@@ -12,6 +12,7 @@ from preftune.data.records import Text
 from preftune.errors import PreftuneError
 
 KEY_VARIABLE = "OPENAI_API_KEY"
+TOKENS = "return_token_ids"  # field of a request, as vLLM has it
 PER_MESSAGE = 32  # most tokens that a chat template puts around a message
 
 
@@ -70,6 +71,7 @@ class Request:
 
     Attributes:
         prompt: text, which is continued; or turns, which are answered.
+        ids: the prompt as tokens, in place of text; the answer's tokens are asked for, too (vLLM, preftune serve).
         max_tokens: tokens at which the answer is cut.
         temperature: 0 takes the most probable token.
         top_p: mass of the most probable tokens to draw from.
@@ -77,7 +79,8 @@ class Request:
         stop: texts that end the answer, and are no part of it.
     """
 
-    prompt: Text
+    prompt: Text = ""
+    ids: tuple[int, ...] = ()
     max_tokens: int = 512
     temperature: float = 0.0
     top_p: float = 1.0
@@ -90,6 +93,8 @@ class Request:
         body |= {"top_p": self.top_p} if self.top_p < 1 else {}
         body |= {"seed": self.seed} if self.seed is not None else {}
         body |= {"stop": list(self.stop)} if self.stop else {}
+        if self.ids:
+            return body | {"prompt": list(self.ids), TOKENS: True}
         if isinstance(self.prompt, str):
             return body | {"prompt": self.prompt}
         return body | {"messages": [{"role": turn.role, "content": turn.content} for turn in self.prompt]}
@@ -97,6 +102,8 @@ class Request:
     @property
     def most_tokens(self) -> int:
         """More than it can take: a token is at least a byte of text."""
+        if self.ids:
+            return len(self.ids) + self.max_tokens
         turns = [self.prompt] if isinstance(self.prompt, str) else [turn.content for turn in self.prompt]
         return sum(len(turn.encode(errors="replace")) + PER_MESSAGE for turn in turns) + PER_MESSAGE + self.max_tokens
 
@@ -111,6 +118,7 @@ class Answer:
         prompt_tokens: tokens that the endpoint read.
         tokens: tokens that it wrote.
         reason: why there is no text.
+        ids: its tokens, if they were asked for.
     """
 
     text: str | None
@@ -118,3 +126,4 @@ class Answer:
     prompt_tokens: int = 0
     tokens: int = 0
     reason: str = ""
+    ids: tuple[int, ...] = ()

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from preftune.api_keys import HIDDEN, hidden
 from preftune.data.records import Text
 from preftune.errors import PreftuneError
-from preftune.evaluation.asking import Answer, EndpointConfig, Request
+from preftune.evaluation.asking import TOKENS, Answer, EndpointConfig, Request
 from preftune.evaluation.budget import Budget
 from preftune.evaluation.journal import Journal
 
@@ -139,6 +139,21 @@ class Endpoint:
                 )
         return self.answers(requests, progress)
 
+    def post(self, path: str, body: Mapping[str, Any]) -> None:
+        """One call beside those for answers, such as one that loads an adapter; it is not repeated, kept or counted.
+
+        Raises:
+            PreftuneError: if it comes to nothing.
+        """
+        try:
+            self._client.post(path, body=dict(body), cast_to=object)
+        except self._openai.APIStatusError as error:
+            raise PreftuneError(f"{self.config.url}{path} refuses: {self._reason(error)}") from None
+        except self._openai.APIError as error:
+            raise PreftuneError(
+                f"{self.config.url}{path} does not answer: {self._clean(error.__cause__ or error)}"
+            ) from None
+
     def answers(self, requests: Sequence[Request], progress: Progress | None = None) -> list[Answer]:
         """The answers to requests, in their order. Like requests are sent once, and those answered before never again.
 
@@ -241,6 +256,9 @@ class Endpoint:
         return failure
 
     def _send(self, body: Mapping[str, Any]) -> Any:
+        if TOKENS in body:  # which OpenAI's own client does not know
+            known = {name: value for name, value in body.items() if name != TOKENS}
+            return self._client.completions.create(**known, extra_body={TOKENS: body[TOKENS]})
         if "prompt" in body:
             return self._client.completions.create(**body)
         return self._client.chat.completions.create(**body)
@@ -262,7 +280,10 @@ class Endpoint:
             text = ""
         if not isinstance(text, str) or min(read, written) < 0:
             raise ValueError("what it answered is no completion")
-        return Answer(text, choice.finish_reason == "stop", read, written)
+        ids = getattr(choice, "token_ids", None) or ()
+        if not all(type(token) is int for token in ids):
+            raise ValueError("the tokens that it answered are no whole numbers")
+        return Answer(text, choice.finish_reason == "stop", read, written, ids=tuple(ids))
 
     def _pause(self, attempt: int, asked_for: float) -> None:
         """Wait before the next try: twice as long each time, at random, so that not all come back at once."""
@@ -298,7 +319,8 @@ class Endpoint:
             self.budget.tokens += int(line["tokens"])
             return
         read, written, spent = (int(line[name]) for name in ("prompt_tokens", "tokens", "spent"))
-        self._answers[key] = Answer(str(line["text"]), bool(line["ended"]), read, written)
+        ids = tuple(int(token) for token in line.get("ids", ()))
+        self._answers[key] = Answer(str(line["text"]), bool(line["ended"]), read, written, ids=ids)
         self.budget.tokens += spent
 
     def _name(self, body: Mapping[str, Any]) -> str:

@@ -44,7 +44,7 @@ class RLOO(Objective):
         steps on the same responses; the paper takes one, without a clip.
 
     When to use: as PPO, with the reward known for whole responses only: no value network and nothing of it to set. It
-        needs the block `online` with 2 or more samples to each prompt; 4 are much better than 2.
+        needs the block `online` with 2 or more samples to each prompt; the more, the less a gradient varies.
 
     In nats: beta is the price of a nat, in units of reward. The ratio is of whole responses: at clip 0.2, a response
         pulls until it has gained 0.18 nats, over all its tokens together.

@@ -66,6 +66,11 @@ class Panel:
     x_format: str = ""
     x_range: Literal["normal", "tozero"] = "normal"
 
+    @property
+    def height(self) -> int:
+        """Of a picture of it, in points."""
+        return 560 if len(self.cells) > 1 else 400
+
     def plain(self) -> dict[str, Any]:
         """The figure as the plain values that plotly.js reads, without its title: the page has that.
 

@@ -18,7 +18,7 @@ from preftune.report.drawing import Panel
 from preftune.report.html import environment, for_script, plotly, run_sections, text_of
 from preftune.report.reading import read
 
-WIDTH, HEIGHT, HEIGHT_OF_TWO = 760, 400, 560  # in points; a PNG has twice as many pixels
+WIDTH = 760  # in points; a PNG has twice as many pixels
 DRAWN = re.compile(r'<pre id="drawn">(.*?)</pre>', re.DOTALL)
 
 
@@ -57,7 +57,7 @@ def draw(panels: Sequence[Panel]) -> dict[str, bytes]:
     Raises:
         PreftuneError: if no browser is found, or it draws nothing.
     """
-    sizes = {panel.key: [WIDTH, HEIGHT_OF_TWO if len(panel.cells) > 1 else HEIGHT] for panel in panels}
+    sizes = {panel.key: [WIDTH, panel.height] for panel in panels}
     page = (
         environment()
         .get_template("pictures.html.jinja")

@@ -130,16 +130,15 @@ def _parts(found: Compared) -> Grid:
 
 def _memory(found: Compared) -> Grid:
     traces = [
-        _line(one.seconds, [size / MB for size in one.bytes], one.stage, OF_STAGES[one.stage])
-        for one in found.memory
+        _line(one.seconds, [size / MB for size in one.bytes], one.stage, OF_STAGES[one.stage]) for one in found.memory
     ]
     weights = max(one.parameters for one in found.memory)
     return Grid(
         "memory",
         "Memory of each stage's process over time",
         f"On a larger model, {weights / 1e6:.1f} million parameters ({weights * 4 / MB:.0f} MB in fp32) and "
-        f"{found.form.steps} optimiser steps: on the built-in one, torch itself would be all there is to see. DPO holds "
-        "two models, PPO four.",
+        f"{found.form.steps} optimiser steps: on the built-in one, torch itself would be all there is to see. DPO "
+        "holds two models, PPO four.",
         (Cell("memory, MB", traces, y_range="tozero"),),
         x_title="seconds",
         x_range="tozero",
@@ -172,7 +171,17 @@ def _stages(found: Compared) -> Table:
         "Seconds with their 95% t-intervals over seeds, on one thread; wall has the start of the process and the "
         "report in it. Peak memory is that of the larger model. Settings are the keys that its config names, places "
         "left out.",
-        ("stage", "models in memory", "training, s", "wall, s", "steps", "tokens sampled", "peak MB", "lines", "settings"),
+        (
+            "stage",
+            "models in memory",
+            "training, s",
+            "wall, s",
+            "steps",
+            "tokens sampled",
+            "peak MB",
+            "lines",
+            "settings",
+        ),
         rows,
     )
 

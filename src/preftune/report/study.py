@@ -22,15 +22,22 @@ class Grid(Panel):
     Attributes:
         columns: title of each column.
         row_height: of a row of cells, in pixels.
+        legend_rows: how many rows its names take.
     """
 
     columns: tuple[str, ...] = ("",)
     row_height: int = 190
+    legend_rows: int = 1
 
     @property
     def height(self) -> int:
         """Of the figure, in pixels."""
-        return 110 + self.row_height * self.rows
+        return 40 + self._top + self.row_height * self.rows
+
+    @property
+    def _top(self) -> int:
+        """Room for legend and titles, in pixels."""
+        return 50 + 20 * self.legend_rows
 
     @property
     def rows(self) -> int:
@@ -56,7 +63,7 @@ class Grid(Panel):
         )
         fill(figure, [(cell, i // count + 1, i % count + 1) for i, cell in enumerate(self.cells)])
         figure.update_xaxes(title_text=self.x_title, row=self.rows)
-        figure.update_layout(margin={"t": 70}, legend={"y": 1, "yref": "container", "yanchor": "top"})
+        figure.update_layout(margin={"t": self._top}, legend={"y": 1, "yref": "container", "yanchor": "top"})
         return figure
 
 

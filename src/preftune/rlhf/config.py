@@ -21,6 +21,11 @@ class OnlineConfig(BaseModel):
     epochs: int = Field(1, ge=1, description="passes over the answers of a round")
     temperature: float = Field(1.0, gt=0, allow_inf_nan=False, description="at which answers are sampled")
     max_new_tokens: int = Field(128, ge=1, description="longest answer, in tokens")
+    server: str | None = Field(
+        None,
+        description="URL of a server of the base model that samples in its place, and takes its adapter before each "
+        "round: vLLM, or preftune serve --adapters; none: the model at hand samples",
+    )
     unfinished: float = Field(
         0.0, ge=0, allow_inf_nan=False, description="taken off the score of an answer that reached no end token"
     )

@@ -33,10 +33,12 @@ from preftune.rlhf.rollouts import (
     read_round,
     write_round,
 )
+from preftune.rlhf.server import Server
 from preftune.training import checkpoint
 from preftune.training.batches import lengths, random_stream, torch_seed
 from preftune.training.engine import used
 from preftune.training.held_out import ANSWERED_AT_ONCE
+from preftune.training.saving import write_model
 from preftune.training.step import Micro
 
 if TYPE_CHECKING:
@@ -77,6 +79,9 @@ class Rounds:
         if config.reference == "moving":
             assert isinstance(reference, FrozenReference)  # made for this
             self.moving = MovingReference(reference, trainer.policy, config.mix)
+        self.server: Server | None = None
+        if config.server is not None and trainer.group.main:
+            self.server = Server(config.server, self.folder)
         self.judge: Judge | None = self._judge() if trainer.group.main else None
         self.critic: Critic | None = self._critic() if ADVANTAGES in self.carried else None
 
@@ -104,7 +109,9 @@ class Rounds:
         return {} if self.critic is None else self.critic.line()
 
     def close(self) -> None:
-        """Let go of the judge."""
+        """Let go of judge and server."""
+        if self.server is not None:
+            self.server.close()
         if self.judge is not None:
             self.judge.close()
 
@@ -196,6 +203,8 @@ class Rounds:
     def _sampled(self, asked: Sequence[Asked], each: int, number: int) -> list[list[Sampled]]:
         """Answers to each prompt, every process writing its share: what is drawn does not depend on their number."""
         trainer, config, group = self.trainer, self.config, self.trainer.group
+        if config.server is not None:
+            return self._served(asked, each, number)
         own = range(group.index, len(asked), group.size)
         longest = len(self.planned.train[0].responses[0].ids)
         most = max(len(one.ids) for one in asked) + longest
@@ -221,6 +230,30 @@ class Rounds:
             )
         parts = group.gathered([drawn[i : i + each] for i in range(0, len(drawn), each)])
         return [parts[i % group.size][i // group.size] for i in range(len(asked))]
+
+    def _served(self, asked: Sequence[Asked], each: int, number: int) -> list[list[Sampled]]:
+        """The same, by a server; its log-probs would be those of another forward, so the policy's own are computed."""
+        trainer, whole = self.trainer, self.trainer.state()
+
+        def ask() -> list[list[Sampled]]:
+            assert self.server is not None  # the main process has it
+            self.server.load(number, lambda place: write_model(place, trainer.policy.lm, None, whole))
+            return self.server.sample(
+                asked,
+                each,
+                longest=len(self.planned.train[0].responses[0].ids),
+                temperature=self.config.temperature,
+                seed=torch_seed(trainer.config.seed, ROLLOUTS, number),
+                end_ids=trainer.examples.end_ids,
+            )
+
+        answers = trainer.group.on_main(ask)
+        examples = [as_example(one, group, [0.0] * each) for one, group in zip(asked, answers, strict=True)]
+        scored = carrying(examples, {OLD: trainer.prepared}, trainer.feed, trainer.group)
+        return [
+            [replace(one, logps=response.token[OLD]) for one, response in zip(group, example.responses, strict=True)]
+            for group, example in zip(answers, scored, strict=True)
+        ]
 
     def _models(self) -> dict[str, nn.Module | Reference]:
         """Who gives the log-probs that examples carry."""

@@ -49,9 +49,9 @@ def base_tokenizer() -> PreTrainedTokenizerFast:
 def pairs(n: int, *, noise: float = 0.0, seed: int = 0, scale: float = 3.0) -> list[Preference]:
     """Preferences over responses that the base model gives to training prompts.
 
-    Both responses are samples of the base model; a pair of identical, unfinished or empty ones is drawn again. The first is
-    preferred with probability sigmoid(scale * (its true reward - the true reward of the other)), and the label is then
-    flipped with probability `noise`.
+    Both responses are samples of the base model; a pair of identical, unfinished or empty ones is drawn again. The
+    first is preferred with probability sigmoid(scale * (its true reward - the true reward of the other)), and the label
+    is then flipped with probability `noise`.
 
     Args:
         n: number of pairs.
@@ -185,15 +185,21 @@ def _pairs(n: int, prompts: Sequence[str], noise: float, seed: int, scale: float
             raise PreftuneError(f"{name} of the sandbox's pairs is {value}, but it must be {expected}")
     rng = random.Random(seed)
     found: list[Preference] = []
-    for prompt, first, second in _different(n, prompts, rng):
+    for prompt, first, second in different_responses(n, prompts, rng):
         better = rng.random() < label_probability(true_reward(first), true_reward(second), scale=scale, noise=noise)
         chosen, rejected = (first, second) if better else (second, first)
         found.append(Preference(prompt, chosen, rejected, Where(source, len(found))))
     return found
 
 
-def _different(n: int, prompts: Sequence[str], rng: random.Random) -> list[tuple[str, str, str]]:
-    """Prompts, each with two different, finished samples of the base model, neither of them empty."""
+def different_responses(n: int, prompts: Sequence[str], rng: random.Random) -> list[tuple[str, str, str]]:
+    """Prompts, each with two different, finished samples of the base model, neither of them empty.
+
+    Args:
+        n: how many.
+        prompts: to draw from, with replacement.
+        rng: source of all randomness.
+    """
     model, tokenizer = base_model(), base_tokenizer()
     found: list[tuple[str, str, str]] = []
     while len(found) < n:

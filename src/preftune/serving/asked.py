@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from preftune.data.fields import Unfit, read_turns, shown
 from preftune.data.records import Text
 
+Tokens = tuple[int, ...]
 # What would change the answer and is not known here; a value that changes nothing is taken.
 UNKNOWN: dict[str, tuple[Any, ...]] = {
     "tools": (None, []),
@@ -46,7 +47,8 @@ class Asked:
     """What a request asks for.
 
     Attributes:
-        prompts: text to continue (one or several), or one conversation to answer.
+        model: name of what is to answer: the model, or an adapter on it.
+        prompts: texts or tokens to continue (one or several), or one conversation to answer.
         chat: True for a conversation.
         max_tokens: tokens at which an answer is cut; None: what is left of the context, up to `CHAT_TOKENS`.
         temperature: 0 takes the most probable token.
@@ -56,9 +58,11 @@ class Asked:
         stop: texts that end an answer, and are no part of it.
         stream: send the answer in pieces.
         usage: send the counts of tokens at the end of a stream.
+        tokens: send the tokens of answers.
     """
 
-    prompts: tuple[Text, ...]
+    model: str
+    prompts: tuple[Text | Tokens, ...]
     chat: bool
     max_tokens: int | None
     temperature: float
@@ -68,21 +72,23 @@ class Asked:
     stop: tuple[str, ...]
     stream: bool
     usage: bool
+    tokens: bool
 
 
-def read(body: Mapping[str, Any], chat: bool, model: str) -> Asked:
+def read(body: Mapping[str, Any], chat: bool, models: Sequence[str]) -> Asked:
     """The body of a request for a completion.
 
     Args:
         body: what was sent.
         chat: True for /v1/chat/completions.
-        model: name of the model that is served.
+        models: names of the model that is served, and of adapters on it.
 
     Raises:
         RequestError: if it cannot be answered as it stands.
     """
-    if body.get("model", model) != model:
-        told = f"there is no model {shown(body['model'])} here, this is {model}"
+    model = body.get("model", models[0])
+    if model not in models:
+        told = f"there is no model {shown(model)} here, this is {' with '.join(models)}"
         raise RequestError(404, told, "model", "model_not_found")
     for field, allowed in UNKNOWN.items():
         if body.get(field) not in allowed:
@@ -92,6 +98,7 @@ def read(body: Mapping[str, Any], chat: bool, model: str) -> Asked:
     stream = body.get("stream")
     options = body.get("stream_options")
     return Asked(
+        model=model,
         prompts=(_turns(body),) if chat else _texts(body),
         chat=chat,
         max_tokens=_whole(body, most, 1, 10**9, 1) if most else max_tokens,
@@ -102,6 +109,7 @@ def read(body: Mapping[str, Any], chat: bool, model: str) -> Asked:
         stop=_stop(body),
         stream=stream is True,
         usage=isinstance(options, Mapping) and options.get("include_usage") is True,
+        tokens=body.get("return_token_ids") is True,
     )
 
 
@@ -128,12 +136,19 @@ def _joined(turn: Mapping[str, Any]) -> Any:
     return "".join(str(text) for text in texts)
 
 
-def _texts(body: Mapping[str, Any]) -> tuple[str, ...]:
+def _texts(body: Mapping[str, Any]) -> tuple[str, ...] | tuple[Tokens, ...]:
     value = body.get("prompt")
+    many = [value] if _are_tokens(value) else value
+    if isinstance(many, list) and many and all(map(_are_tokens, many)):
+        return tuple(tuple(ids) for ids in many)
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, list) or not texts or not all(isinstance(text, str) and text for text in texts):
-        raise RequestError(400, f"prompt is {shown(value)}, expected text, or a list of texts", "prompt")
+        raise RequestError(400, f"prompt is {shown(value)}, expected text or tokens, or a list of those", "prompt")
     return tuple(texts)
+
+
+def _are_tokens(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(type(one) is int and 0 <= one < 2**31 for one in value)
 
 
 def _stop(body: Mapping[str, Any]) -> tuple[str, ...]:

@@ -8,15 +8,19 @@ from contextlib import contextmanager
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from preftune.errors import PreftuneError
 from preftune.evaluation.models import find, load_policy
 from preftune.policy.loading import positions
+from preftune.serving.adapters import Adapters
 from preftune.serving.server import Server
 from preftune.serving.writer import Model
 
 
-def serve(path: str, *, host: str, port: int, name: str | None, say: Callable[[str], object]) -> None:
+def serve(
+    path: str, *, host: str, port: int, name: str | None, adapters: bool = False, say: Callable[[str], object]
+) -> None:
     """Serve a model until Ctrl-C or SIGTERM.
 
     Args:
@@ -24,12 +28,13 @@ def serve(path: str, *, host: str, port: int, name: str | None, say: Callable[[s
         host: address to listen on.
         port: port; 0: any that is free.
         name: what clients call the model; None: `path`.
+        adapters: let clients load LoRA adapters.
         say: told where it listens, once it does.
 
     Raises:
         PreftuneError: if the model cannot be opened, or the port is taken.
     """
-    server = Server(open_model(path, name), host, port)
+    server = Server(open_model(path, name, adapters), host, port)
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         say(f"{server.url} serves {server.model.name}; Ctrl-C ends it")
@@ -41,11 +46,11 @@ def serve(path: str, *, host: str, port: int, name: str | None, say: Callable[[s
         server.close()
 
 
-def open_model(path: str, name: str | None = None) -> Model:
-    """A model as the server takes it.
+def open_model(path: str, name: str | None = None, adapters: bool = False) -> Model:
+    """A model as the server takes it; with `adapters`, clients may load LoRA adapters into it.
 
     Raises:
-        PreftuneError: if it cannot be opened.
+        PreftuneError: if it cannot be opened, or is no model that adapters can be loaded into.
     """
     named = find(path)
     if named.is_reward_model:
@@ -54,6 +59,10 @@ def open_model(path: str, name: str | None = None) -> Model:
     cuda = torch.cuda.is_available()
     device = "cuda" if cuda else "mps" if torch.backends.mps.is_available() else "cpu"
     lm = loaded.lm.to(device)
+    if adapters and not (isinstance(lm, PreTrainedModel) and not getattr(lm, "_hf_peft_config_loaded", False)):
+        raise PreftuneError(
+            f"{path} is no plain model of transformers, so no adapters can be loaded: leave --adapters out"
+        )
 
     @contextmanager
     def generating() -> Iterator[nn.Module]:
@@ -66,4 +75,5 @@ def open_model(path: str, name: str | None = None) -> Model:
         tokenizer=loaded.tokenizer,
         rendering=named.config.data.rendering,
         context=positions(lm),
+        adapters=Adapters(lm) if adapters else None,
     )

@@ -17,6 +17,8 @@ from preftune.serving.writer import Model, Writer, Written
 
 LARGEST = 8 * 2**20  # bytes of a body
 IDLE = 60.0  # seconds after which a connection that is silent is closed
+LOAD, UNLOAD = "/v1/load_lora_adapter", "/v1/unload_lora_adapter"
+ADAPTERS = {LOAD: ("lora_name", "lora_path"), UNLOAD: ("lora_name",)}
 PIECE = re.compile(r"\s*\S+\s*")
 
 
@@ -111,27 +113,46 @@ class _Handler(BaseHTTPRequestHandler):
         return self.path.partition("?")[0].rstrip("/")
 
     def _models(self) -> None:
-        name = self.server.writer.model.name
-        described = {"id": name, "object": "model", "created": 0, "owned_by": "preftune"}
+        described = {
+            name: {"id": name, "object": "model", "created": 0, "owned_by": "preftune"}
+            for name in self.server.writer.names
+        }
         if self._path == "/v1/models":
-            self._send(200, {"object": "list", "data": [described]})
-        elif self._path == f"/v1/models/{name}":
-            self._send(200, described)
+            self._send(200, {"object": "list", "data": list(described.values())})
+        elif (name := self._path.removeprefix("/v1/models/")) in described:
+            self._send(200, described[name])
         else:
             raise RequestError(404, f"there is nothing at {self._path[:80]}, expected /v1/models")
 
     def _complete(self) -> None:
         chat = self.posts.get(self._path)
         body = self._body()
+        if self._path in ADAPTERS:
+            self._adapter(body)
+            return
         if chat is None:
             raise RequestError(404, f"there is nothing at {self._path[:80]}, expected {' or '.join(self.posts)}")
         writer = self.server.writer
-        asked = read(body, chat, writer.model.name)
+        asked = read(body, chat, writer.names)
         written = writer.write(asked)
         if asked.stream:
             self._stream(asked, written)
         else:
-            self._send(200, _whole(asked, written, writer.model.name))
+            self._send(200, _whole(asked, written, asked.model))
+
+    def _adapter(self, body: dict[str, Any]) -> None:
+        """Load an adapter, or take one out, as clients of vLLM ask for it."""
+        adapters = self.server.writer.model.adapters
+        if adapters is None:
+            raise RequestError(403, "adapters are not loaded here: start preftune serve with --adapters")
+        for field in ADAPTERS[self._path]:
+            if not isinstance(body.get(field), str) or not body[field]:
+                raise RequestError(400, f"{field} is missing, expected text", field)
+        if self._path == LOAD:
+            adapters.load(body["lora_name"], body["lora_path"])
+        else:
+            adapters.unload(body["lora_name"])
+        self._send(200, {"object": "adapter", "id": body["lora_name"]})
 
     def _body(self) -> dict[str, Any]:
         length = self.headers.get("Content-Length", "")
@@ -167,7 +188,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Cache-Control", "no-cache")
         self.send_header("Connection", "close")
         self.end_headers()
-        for chunk in _chunks(asked, written, self.server.writer.model.name):
+        for chunk in _chunks(asked, written, asked.model):
             self.wfile.write(f"data: {json.dumps(chunk)}\n\n".encode())
         self.wfile.write(b"data: [DONE]\n\n")
 
@@ -190,6 +211,7 @@ def _whole(asked: Asked, written: Written, model: str) -> dict[str, Any]:
         said: dict[str, Any] = {"text": choice.text}
         if asked.chat:
             said = {"message": {"role": "assistant", "content": choice.text}}
+        said |= {"token_ids": choice.ids.tolist()} if asked.tokens else {}
         finish = "stop" if choice.ended else "length"
         choices.append({"index": index, "logprobs": None, "finish_reason": finish, **said})
     return {**_about(asked, model, False), "choices": choices, "usage": _usage(written)}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,7 +17,8 @@ from preftune.data.records import Demonstration, Text, Where
 from preftune.data.rendering import Renderer, RenderingConfig
 from preftune.errors import PreftuneError
 from preftune.evaluation.sampling import Sampled, sample
-from preftune.serving.asked import CHAT_TOKENS, Asked, RequestError
+from preftune.serving.adapters import Adapters
+from preftune.serving.asked import CHAT_TOKENS, Asked, RequestError, Tokens
 
 TOGETHER = 32  # greedy requests answered in one batch
 WAIT = 0.2  # seconds between two looks at whether to stop
@@ -30,12 +31,17 @@ class Choice:
     Attributes:
         text: without the end token, or the stop text and what follows it.
         ended: False if it was cut at its longest.
-        tokens: tokens that were written for it.
+        ids: tokens that were written for it, the end token included.
     """
 
     text: str
     ended: bool
-    tokens: int
+    ids: Ids
+
+    @property
+    def tokens(self) -> int:
+        """How many were written."""
+        return len(self.ids)
 
 
 @dataclass(frozen=True)
@@ -56,6 +62,7 @@ class Model:
         tokenizer: its own.
         rendering: how conversations become tokens.
         context: most tokens that it reads; None: any number.
+        adapters: on it; None: clients may load none.
     """
 
     name: str
@@ -63,6 +70,7 @@ class Model:
     tokenizer: PreTrainedTokenizerBase
     rendering: RenderingConfig
     context: int | None
+    adapters: Adapters | None = None
 
 
 @dataclass
@@ -105,6 +113,11 @@ class Writer:
             raise job.error or RequestError(500, "nothing was written")
         return job.written
 
+    @property
+    def names(self) -> list[str]:
+        """What clients may ask: the model, and adapters on it."""
+        return [self.model.name, *(self.model.adapters.names if self.model.adapters else ())]
+
     def close(self) -> None:
         """Stop after the batch under way."""
         self._closing.set()
@@ -117,12 +130,14 @@ class Writer:
             except queue.Empty:
                 continue
             later: list[_Job] = []
-            while jobs[0].asked.temperature == 0 and len(jobs) < TOGETHER:
+            first = jobs[0].asked
+            while first.temperature == 0 and len(jobs) < TOGETHER:
                 try:
                     job = self._jobs.get_nowait()
                 except queue.Empty:
                     break
-                (jobs if job.asked.temperature == 0 else later).append(job)
+                alike = job.asked.temperature == 0 and job.asked.model == first.model
+                (jobs if alike else later).append(job)
             self._answer(jobs)
             for job in later:  # drawn from a stream of their own, which is one for all of a batch
                 self._answer([job])
@@ -145,7 +160,7 @@ class Writer:
         longest = [self._longest(job.asked, ids) for job, ids in zip(jobs, prompts, strict=True)]
         first, ends = jobs[0].asked, self.end_ids
         copies = 1 if first.temperature == 0 else first.n
-        with self.model.generating() as lm:
+        with self._named(first.model) as lm:
             found = sample(
                 lm,
                 [ids for own in prompts for ids in own],
@@ -170,8 +185,21 @@ class Writer:
         """Tokens that end an answer."""
         return sorted(self.renderer.end_ids)
 
-    def _ids(self, prompt: Text) -> Ids:
-        """The prompt as the model was trained to read it."""
+    @contextmanager
+    def _named(self, name: str) -> Iterator[nn.Module]:
+        """The model, with the adapter of this name if it is one's."""
+        with self.model.generating() as lm, ExitStack() as stack:
+            if self.model.adapters is not None:
+                stack.enter_context(self.model.adapters.using(None if name == self.model.name else name))
+            yield lm
+
+    def _ids(self, prompt: Text | Tokens) -> Ids:
+        """The prompt as the model was trained to read it, or tokens as they are."""
+        if isinstance(prompt, tuple) and isinstance(prompt[0], int):
+            known = len(self.model.tokenizer)
+            if (largest := max(prompt)) >= known:
+                raise RequestError(400, f"prompt has token {largest}, but the tokenizer knows {known}", "prompt")
+            return np.array(prompt, dtype=np.int32)
         try:
             # a stand-in for the answer: what is rendered in training is a whole example
             example = self.renderer.example(Demonstration(prompt, " .", Where("request", 0)))
@@ -202,7 +230,7 @@ class Writer:
         ids, ended = sampled.ids[:most], sampled.ended and len(sampled.ids) <= most
         text = self._text(prompt, ids)
         at = min((place for each in stop if (place := text.find(each)) >= 0), default=-1)
-        return Choice(text if at < 0 else text[:at], ended or at >= 0, len(ids))
+        return Choice(text if at < 0 else text[:at], ended or at >= 0, ids)
 
     def _text(self, prompt: Ids, ids: Ids) -> str:
         """The answer's text, with the space that some tokenizers drop at the start of a text."""

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
+import psutil  # type: ignore[import-untyped]
 import yaml
 
 from preftune.data.writing import write_records
@@ -222,9 +222,7 @@ def study(out: Path, quick: bool = False, show: bool = False) -> Compared:
     return compared
 
 
-def _seed(
-    folder: Path, seed: int, form: Form, files: Mapping[str, str], show: bool
-) -> tuple[list[Stage], list[Look]]:
+def _seed(folder: Path, seed: int, form: Form, files: Mapping[str, str], show: bool) -> tuple[list[Stage], list[Look]]:
     """Both roads, one after the other, on the same pairs."""
     folder.mkdir(parents=True, exist_ok=True)
     write_records(folder / "pairs.jsonl", pairs(form.pairs, seed=seed))
@@ -357,4 +355,3 @@ def _table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 def _tell(show: bool, said: str) -> None:
     if show:
         print(said, file=sys.stderr, flush=True)
-

@@ -16,7 +16,7 @@ them.
     >>> policy = best_of_n(reference, reward, 4)
     >>> nats, gained = kl(policy, reference), expected(policy, reward)
     >>> round(float(nats), 3), round(float(gained), 3), round(curve.gain_share(float(gained), float(nats)), 3)
-    (0.385, 1.104, 0.988)
+    (0.473, 1.104, 0.944)
 
 Tensor names carry their shape: P prompts, Y responses of a prompt, S samples of a prompt, B betas.
 """
@@ -238,11 +238,20 @@ class Frontier(Curve):
 class SampledFrontier(Curve):
     """The curve by self-normalised importance sampling, from the reference to where samples give out.
 
+    At a given KL of k nats, the best reward is the least value over beta of beta k + beta mean log Z. So what sampling
+    does to the curve is, to first order, beta times what it does to mean log Z, whose estimate for a prompt has the
+    variance 1 / ESS - 1 / S (for S samples of the reference itself) and is too low by half of that.
+
     Attributes:
-        effective_B: effective sample size of a prompt at each point, 1 / sum of squared weights, mean over prompts.
+        effective_B: effective sample size of a prompt at each point, ESS = 1 / sum of squared weights; harmonic mean
+            over prompts, so that no prompt hides behind the others.
+        error_B: standard error of `reward_at` the KL of each point.
+        bias_B: by how much the curve is too low there, on average.
     """
 
     effective_B: Tensor = field(default_factory=lambda: torch.zeros(0))
+    error_B: Tensor = field(default_factory=lambda: torch.zeros(0))
+    bias_B: Tensor = field(default_factory=lambda: torch.zeros(0))
 
     @classmethod
     def of(
@@ -263,8 +272,11 @@ class SampledFrontier(Curve):
             reward_PS: reward of each sample.
             log_weight_PS: log of reference over proposal probability of each sample; None: the reference sampled them.
             components: parts of the reward by name, each of shape (P, S).
-            betas: points to compute, > 0; by default 100 over three decades.
-            least_effective: effective sample size of a prompt (mean over prompts) at which the curve is cut.
+            betas: points to compute, > 0; by default 200 over four decades.
+            least_effective: effective sample size of a prompt at which the curve is cut.
+
+        Raises:
+            ValueError: if it has no point beside the reference.
         """
         reward_PS = reward_PS.double()
         prior_PS = torch.zeros_like(reward_PS) if log_weight_PS is None else log_weight_PS.double()
@@ -272,7 +284,10 @@ class SampledFrontier(Curve):
         # samples with weights are a finite world, whose reference are the weights
         whole = Frontier.of(prior_PS, reward_PS, components, betas)
         policies = [prior_PS, *(optimum(prior_PS, reward_PS, float(beta)) for beta in whole.beta_B[1:-1])]
-        effective_B = torch.stack([(1 / (2 * logps_PS).exp().sum(-1)).mean() for logps_PS in policies])
+        weights = [logps_PS.exp() for logps_PS in policies]
+        inverse_B = torch.stack([weight_PS.square().sum(-1).mean() for weight_PS in weights])
+        variance_B = torch.stack([(weight_PS - weights[0]).square().sum(-1).mean() for weight_PS in weights])
+        effective_B = 1 / inverse_B
         low = (effective_B < least_effective).nonzero()
         known = int(low[0]) if len(low) else len(policies)
         if known < 2:
@@ -280,13 +295,19 @@ class SampledFrontier(Curve):
                 f"an effective sample size of {least_effective} per prompt is out of reach with {reward_PS.shape[-1]} "
                 "samples of each: draw more samples, or ask for less"
             )
+        beta_B, prompts = whole.beta_B[:known], reward_PS.numel() // reward_PS.shape[-1]
+        error_B = beta_B * variance_B[:known].sqrt()
+        centred_PS = reward_PS - (weights[0] * reward_PS).sum(-1, keepdim=True)
+        error_B[0] = (weights[0] * centred_PS).square().sum(-1).mean().sqrt()  # its limit: the error of a mean
         return cls(
-            whole.beta_B[:known],
+            beta_B,
             whole.kl_B[:known],
             whole.reward_B[:known],
             whole.spread,
             {name: value[:known] for name, value in whole.component_B.items()},
             effective_B[:known],
+            error_B / math.sqrt(prompts),
+            torch.where(beta_B.isinf(), 0, beta_B * (inverse_B[:known] - inverse_B[0]) / 2),
         )
 
 

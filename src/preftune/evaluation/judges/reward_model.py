@@ -12,7 +12,7 @@ import torch
 from preftune.data.examples import Example
 from preftune.data.fields import Unfit, read_text_or_turns, shown
 from preftune.data.packing import pad
-from preftune.data.records import Demonstration, Text, Where
+from preftune.data.records import Demonstration, PromptOnly, Text, Where
 from preftune.data.rendering import Renderer, RenderingConfig
 from preftune.errors import PreftuneError
 from preftune.evaluation.judges.base import Comparison, ScoringJudge, digest
@@ -54,7 +54,9 @@ class RewardModel(ScoringJudge):
         self.name = name
         weights = Path(path) if named.run is None else named.run / MODEL
         self.fingerprint = digest("reward", path, *map(hash_file, sorted(weights.glob("*.safetensors"))), rendering)
-        self.renderer = Renderer(loaded.tokenizer, rendering.model_copy(update={"max_length": None}))
+        if rendering.truncate != "response_end":  # where answers are cut, it has learned from what is left of them
+            rendering = rendering.model_copy(update={"max_length": None})
+        self.renderer = Renderer(loaded.tokenizer, rendering)
         self.longest, self.known, self.unknown_id = positions(loaded.lm), vocabulary(loaded.lm), _unknown(loaded)
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.policy = PolicyModule(loaded.lm.to(self.device).eval(), "padded")
@@ -76,7 +78,9 @@ class RewardModel(ScoringJudge):
         return found
 
     def _example(self, comparison: Comparison, text: str, number: int) -> Example:
-        record = Demonstration(conversation(comparison), text, Where(comparison.key, number))
+        asked, where = conversation(comparison), Where(comparison.key, number)
+        # an answer without text is the token that ends it
+        record = Demonstration(asked, text, where) if text.strip() else PromptOnly(asked, where)
         try:
             example = self.renderer.example(record)
         except PreftuneError as error:

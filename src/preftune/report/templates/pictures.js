@@ -8,7 +8,7 @@
     const [width, height] = sizes[key];
     layout.paper_bgcolor = layout.plot_bgcolor = "#ffffff";
     layout.font = { ...layout.font, family: "Helvetica, Arial, 'Liberation Sans', sans-serif", color: "#333333", size: 14 };
-    layout.margin = { l: 64, r: 18, t: 44, b: 52 };
+    layout.margin = { l: 64, r: 18, t: Math.max(44, layout.margin.t), b: 52 };
     for (const axis of Object.keys(layout).filter((name) => /^[xy]axis/.test(name))) {
       if (layout[axis].title) layout[axis].title.font = { size: 14 };
     }

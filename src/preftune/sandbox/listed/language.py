@@ -6,10 +6,10 @@ Tensor names carry their shape: P prompts, Y responses, V vocabulary, T tokens.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -22,21 +22,22 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 BASE = Path(__file__).parent / "base"
-LONGEST = 4  # tokens of a response
+ASKED, LONGEST = 3, 4  # words of a prompt, and tokens of a response at most
 END = len(WORDS)  # id of the end token; words come before it, in order
 # What makes preftune read responses of four words as this world writes them: without an end token.
-RENDERING = {"max_length": 2 + LONGEST, "truncate": "response_end"}
+RENDERING = {"max_length": ASKED + LONGEST, "truncate": "response_end"}
 
-_ALL = list(itertools.product(range(len(WORDS)), repeat=2))
-PROMPTS = tuple(f"{WORDS[i]} {WORDS[j]}" for i, j in _ALL)
-# Three Latin squares: each word stands in each place of prompts to train on, to choose by, and to test on.
-_PARTS = {"train": (2, 3, 4, 5), "validation": (1,), "test": (0, 6)}
+_ASKED = list(itertools.product(range(len(WORDS)), repeat=ASKED))
+PROMPTS = tuple(" ".join(WORDS[word] for word in words) for words in _ASKED)
+# Latin cubes: each two words stand in any two places of prompts to train on, to choose by, and to test on.
+_PARTS = {"train": (2, 3, 4, 5, 6), "validation": (1,), "test": (0,)}
 TRAIN, VALIDATION, TEST = (
-    tuple(PROMPTS[7 * i + j] for i, j in _ALL if (i + 3 * j) % 7 in part) for part in _PARTS.values()
+    tuple(text for text, (i, j, k) in zip(PROMPTS, _ASKED, strict=True) if (i + 2 * j + 3 * k) % len(WORDS) in part)
+    for part in _PARTS.values()
 )
 
-_WORDS_OF = [words for n in range(LONGEST + 1) for words in itertools.product(range(len(WORDS)), repeat=n)]
-RESPONSES = tuple(" ".join(WORDS[word] for word in words) for words in _WORDS_OF)
+RESPONSE_WORDS = [words for n in range(LONGEST + 1) for words in itertools.product(range(len(WORDS)), repeat=n)]
+RESPONSES = tuple(" ".join(WORDS[word] for word in words) for words in RESPONSE_WORDS)
 _INDEX = {text: i for i, text in enumerate(RESPONSES)}
 
 
@@ -67,7 +68,7 @@ def index_of(response: str) -> int:
 
 def response_ids() -> list[list[int]]:
     """Tokens of each response, in order, with the end token where there is one."""
-    return [[*words, END][:LONGEST] for words in _WORDS_OF]
+    return [[*words, END][:LONGEST] for words in RESPONSE_WORDS]
 
 
 def reference_folder() -> Path:
@@ -94,27 +95,54 @@ def tokenizer() -> PreTrainedTokenizerFast:
 def all_logps(lm: nn.Module, prompts: Sequence[str] = PROMPTS) -> Tensor:
     """Log-probabilities of all responses under a model, exactly, with gradient; wrap it in `torch.no_grad()` for none.
 
-    One forward over each prompt with each three words after it, which holds the logits of all shorter texts as well.
-
     Args:
         lm: a module whose `forward(input_ids)` returns `.logits`, the id of a word being its place in `WORDS`, and
             `END` that of the end token. Dropout counts: put it into evaluation mode.
-        prompts: texts of two words.
+        prompts: texts of three words.
 
     Returns:
         Nats, shape (P, Y), float64, on the device of the model; each row sums to 1 in probability.
     """
-    n, device = len(WORDS), next(lm.parameters()).device
-    prompt_PT = torch.tensor([words_of(prompt) for prompt in prompts], device=device)
-    after_NT = torch.cartesian_prod(*[torch.arange(n, device=device)] * (LONGEST - 1))
-    ids_T = torch.cat([prompt_PT[:, None].expand(-1, len(after_NT), -1), after_NT.expand(len(prompts), -1, -1)], -1)
-    logits = lm(ids_T.flatten(0, 1)).logits[:, 1:].double().log_softmax(-1)
-    logps = logits.unflatten(0, (len(prompts), *[n] * (LONGEST - 1)))  # P, a dimension per word, position, V
-    so_far, found = logps.new_zeros(len(prompts)), []
+    n = len(WORDS)
+    prompt_PT = torch.tensor([words_of(prompt) for prompt in prompts], device=next(lm.parameters()).device)
+    so_far, found = torch.zeros(len(prompts), 1, dtype=torch.float64, device=prompt_PT.device), []
+    for logits in (_cached if _has_cache(lm) else _reread)(lm, prompt_PT):
+        step = logits.double().log_softmax(-1).unflatten(0, (len(prompts), -1))  # P, texts of so many words, V
+        found.append(so_far + step[..., END])
+        so_far = (so_far[..., None] + step[..., :n]).flatten(1)
+    # four words are the longest response: it is cut there, whatever the model would go on with
+    return torch.cat([*found, so_far], -1)
+
+
+def _cached(lm: nn.Module, prompt_PT: Tensor) -> Iterator[Tensor]:
+    """Logits of what comes after each prompt and no word, each one word, each two, each three; each text read once."""
+    from transformers import DynamicCache
+
+    cache: Any = DynamicCache(config=lm.config)
+    ids_NT = prompt_PT
+    for t in range(LONGEST):
+        yield lm(input_ids=ids_NT, past_key_values=cache, use_cache=True).logits[:, -1]
+        if t + 1 < LONGEST:
+            cache.batch_repeat_interleave(len(WORDS))
+            ids_NT = torch.arange(len(WORDS), device=prompt_PT.device).repeat(len(prompt_PT) * len(WORDS) ** t)[:, None]
+
+
+def _reread(lm: nn.Module, prompt_PT: Tensor) -> Iterator[Tensor]:
+    """The same for any causal model, by one forward over each prompt with each three words."""
+    n, words = len(WORDS), LONGEST - 1
+    after_NT = torch.cartesian_prod(*[torch.arange(n, device=prompt_PT.device)] * words)
+    ids = torch.cat([prompt_PT[:, None].expand(-1, len(after_NT), -1), after_NT.expand(len(prompt_PT), -1, -1)], -1)
+    logits = lm(ids.flatten(0, 1)).logits[:, ASKED - 1 :]
     for t in range(LONGEST):
         # what comes later does not matter: take the text that goes on with the first word
-        step = logps[(slice(None), *[slice(None)] * t, *[0] * (LONGEST - 1 - t), t)]
-        found.append((so_far + step[..., END]).reshape(len(prompts), -1))
-        so_far = so_far[..., None] + step[..., :n]
-    # four words are the longest response: it is cut there, whatever the model would go on with
-    return torch.cat([*found, so_far.reshape(len(prompts), -1)], -1)
+        yield logits[:: n ** (words - t), t]
+
+
+def _has_cache(lm: nn.Module) -> bool:
+    from transformers import DynamicCache, PreTrainedConfig
+    from transformers.cache_utils import DynamicLayer
+
+    config = getattr(lm, "config", None)
+    if not isinstance(config, PreTrainedConfig):
+        return False
+    return all(type(layer) is DynamicLayer for layer in DynamicCache(config=config).layers)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from preftune.errors import PreftuneError
-from preftune.sandbox.listed.language import _WORDS_OF, RESPONSES, TRAIN, all_logps
+from preftune.sandbox.listed.language import RESPONSE_WORDS, RESPONSES, TRAIN, all_logps
 from preftune.sandbox.listed.rule import COMPONENTS, HARM
 from preftune.sandbox.listed.worth import all_components, reference_logps, rewards
 
@@ -43,7 +43,7 @@ class Source:
         """Probability that the first response is preferred to the second.
 
         Args:
-            prompt: text of two words.
+            prompt: text of three words.
             first: a response, or places in `RESPONSES` of any shape.
             second: likewise; the shapes of both are broadcast.
         """
@@ -122,7 +122,9 @@ BOLD, PLAIN, WORDY = 0, 1, 2
 
 def _styles() -> Tensor:
     """The style of each response, shape (Y, 1)."""
-    found = [BOLD if any(HARM[word] for word in words) else WORDY if len(words) >= 3 else PLAIN for words in _WORDS_OF]
+    found = [
+        BOLD if any(HARM[word] for word in words) else WORDY if len(words) >= 3 else PLAIN for words in RESPONSE_WORDS
+    ]
     return torch.tensor(found, dtype=torch.float64)[:, None]
 
 
@@ -145,7 +147,7 @@ def rows(
     Args:
         source: who labels.
         n: number of pairs, >= 1.
-        prompts: texts of two words.
+        prompts: texts of three words.
         seed: whole number >= 0; the same seed gives the same rows, and another source other labels of the same pairs.
         sampler: the model to draw from; the reference by default.
 
@@ -157,8 +159,8 @@ def rows(
     rng, labels = np.random.default_rng((seed, 0)), np.random.default_rng((seed, 1))
     place_N = rng.integers(len(prompts), size=n)
     first_N, second_N = (draw(prompts, place_N, rng, sampler) for _ in range(2))
-    while (again := first_N == second_N).any():
-        second_N[again] = draw(prompts, place_N[again], rng, sampler)
+    while (again_N := first_N == second_N).any():
+        first_N[again_N], second_N[again_N] = (draw(prompts, place_N[again_N], rng, sampler) for _ in range(2))
     p_N = probabilities(source, prompts, place_N, first_N, second_N)
     swapped_N = labels.random(n) >= p_N
     chosen_N, rejected_N = np.where(swapped_N, (second_N, first_N), (first_N, second_N))

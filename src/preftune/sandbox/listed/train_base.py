@@ -5,6 +5,7 @@ Takes about a minute on one CPU core. Without FOLDER it overwrites the copy that
 machine the result is the same, bit for bit, every time.
 """
 
+import math
 import random
 import sys
 from functools import cache
@@ -16,8 +17,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from preftune.sandbox.listed.language import BASE, END, LONGEST, PROMPTS, words_of
-from preftune.sandbox.listed.rule import COMMON, ECHOES, ENDS, FOLLOWS, WORDS
+from preftune.sandbox.listed.language import ASKED, BASE, END, LONGEST, PROMPTS, words_of
+from preftune.sandbox.listed.rule import COMMON, ECHOES, ENDS, FOLLOWS, RETURNS, WORDS
 from preftune.sandbox.train_base import save
 
 END_TOKEN = "<|end|>"
@@ -60,31 +61,34 @@ def make_model() -> Qwen3ForCausalLM:
 
 
 @cache
-def next_word_weights(prompt: tuple[int, int], last: int) -> tuple[float, ...]:
-    """How likely each word is to follow another in this world's language, in proportion."""
-    logits = [COMMON[w] + FOLLOWS[(w - last) % len(WORDS)] + ECHOES[(w - prompt[0]) % len(WORDS)] for w in range(7)]
-    return tuple(torch.tensor(logits).exp().tolist())
+def next_word_weights(prompt: tuple[int, ...], said: tuple[int, ...]) -> tuple[float, ...]:
+    """How likely each word is to come next in a response of this world's language, in proportion."""
+    n, last = len(WORDS), said[-1] if said else prompt[-1]
+    logits = [COMMON[word] + FOLLOWS[(word - last) % n] + ECHOES[(word - prompt[0]) % n] for word in range(n)]
+    if len(said) >= 2:
+        logits[said[0]] += RETURNS
+    return tuple(math.exp(logit) for logit in logits)
 
 
-def sample_response(rng: random.Random, prompt: tuple[int, int]) -> list[int]:
+def sample_response(rng: random.Random, prompt: tuple[int, ...]) -> list[int]:
     """Tokens of a response of this world's language: one to four words."""
     said: list[int] = []
     while len(said) < LONGEST:
         if rng.random() < ENDS[len(said)]:
             return [*said, END]
-        said += rng.choices(range(len(WORDS)), next_word_weights(prompt, said[-1] if said else prompt[1]))
+        said += rng.choices(range(len(WORDS)), next_word_weights(prompt, tuple(said)))
     return said
 
 
 def make_batch(rng: random.Random, size: int) -> tuple[Tensor, Tensor]:
-    """Inputs and targets of `size` responses, each (size, 2 + longest), padded on the right; -100 is no target."""
-    ids_BT = torch.full((size, 2 + LONGEST), END)
+    """Inputs and targets of `size` responses, each (size, longest), padded on the right; -100 is no target."""
+    ids_BT = torch.full((size, ASKED + LONGEST), END)
     targets_BT = torch.full_like(ids_BT, -100)
     for ids_T, targets_T, text in zip(ids_BT, targets_BT, rng.choices(PROMPTS, k=size), strict=True):
-        first, second = words_of(text)
-        response = sample_response(rng, (first, second))
-        ids_T[: 2 + len(response)] = torch.tensor([first, second, *response])
-        targets_T[1 : 1 + len(response)] = torch.tensor(response)
+        prompt = words_of(text)
+        response = sample_response(rng, prompt)
+        ids_T[: ASKED + len(response)] = torch.tensor([*prompt, *response])
+        targets_T[ASKED - 1 : ASKED - 1 + len(response)] = torch.tensor(response)
     return ids_BT, targets_BT
 
 

@@ -12,8 +12,8 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
-from preftune.sandbox.listed.language import _WORDS_OF, PROMPTS, all_logps, index_of, reference_model, words_of
-from preftune.sandbox.listed.rule import COMPONENTS, components_of
+from preftune.sandbox.listed.language import PROMPTS, RESPONSE_WORDS, all_logps, index_of, reference_model, words_of
+from preftune.sandbox.listed.rule import COMPONENTS, WORDS, components_of
 from preftune.theory import frontier as theory
 from preftune.theory.frontier import Frontier
 
@@ -39,20 +39,23 @@ def true_reward_judge(prompt: str, response: str) -> float:
 
 
 @cache
-def _components() -> Tensor:
-    """All components of all responses to all prompts, shape (prompts, responses, components), float64."""
-    table = [[components_of(words_of(prompt), words) for words in _WORDS_OF] for prompt in PROMPTS]
-    return torch.tensor(table, dtype=torch.float64)
+def _components(first: int, second: int) -> Tensor:
+    """All components of all responses to prompts that begin so, shape (responses, components), float64."""
+    return torch.tensor([components_of((first, second), words) for words in RESPONSE_WORDS], dtype=torch.float64)
+
+
+def _table(prompts: Sequence[str]) -> Tensor:
+    return torch.stack([_components(*words_of(prompt)[:2]) for prompt in prompts])
 
 
 def all_components(prompts: Sequence[str] = PROMPTS) -> dict[str, Tensor]:
     """Each component of the reward of all responses, by name, each of shape (P, Y), float64."""
-    return dict(zip(COMPONENTS, _components()[_places(prompts)].unbind(-1), strict=True))
+    return dict(zip(COMPONENTS, _table(prompts).unbind(-1), strict=True))
 
 
 def rewards(prompts: Sequence[str] = PROMPTS) -> Tensor:
     """True reward of all responses, shape (P, Y), float64."""
-    return _components()[_places(prompts)].sum(-1)
+    return _table(prompts).sum(-1)
 
 
 @cache
@@ -106,7 +109,7 @@ def worth(logps_PY: Tensor, prompts: Sequence[str] = PROMPTS) -> Worth:
 
     Args:
         logps_PY: nats, one row for each of the prompts.
-        prompts: texts of two words.
+        prompts: texts of three words.
     """
     logps_PY, curve = logps_PY.detach().double().cpu(), frontier(prompts)
     reward = float(theory.expected(logps_PY, rewards(prompts)))
@@ -136,5 +139,5 @@ def evaluate(lm: nn.Module, prompts: Sequence[str] = PROMPTS) -> Worth:
 
 def _places(prompts: Sequence[str]) -> list[int]:
     """The places of prompts in `PROMPTS`; white space does not matter."""
-    pairs = [words_of(prompt) for prompt in prompts]
-    return [7 * first + second for first, second in pairs]
+    n = len(WORDS)
+    return [n * n * i + n * j + k for i, j, k in map(words_of, prompts)]
