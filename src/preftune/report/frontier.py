@@ -17,10 +17,18 @@ from preftune.files import write_whole
 from preftune.report import pictures
 from preftune.report.frontier_figures import figures
 from preftune.report.study import Grid, Page, Table
-from preftune.studies.frontier.tables import chosen_points, write_comparisons, write_points
+from preftune.studies.frontier.methods import METHODS
+from preftune.studies.frontier.statistics import Mean, mean
+from preftune.studies.frontier.tables import (
+    chosen_points,
+    compared_at,
+    regrets_at,
+    write_comparisons,
+    write_matched,
+    write_points,
+)
 
 if TYPE_CHECKING:
-    from preftune.studies.frontier.statistics import Mean
     from preftune.studies.frontier.study import Found
     from preftune.studies.frontier.tables import Point
 
@@ -28,6 +36,7 @@ WORLDS = {
     "listed": "the listed world (2,801 responses to a prompt; everything exact)",
     "sandbox": "the built-in world of film reviews (policies sampled; the optimum by importance sampling)",
 }
+SAME = (0.25, 0.5, 1.0)  # nats at which methods are compared; the middle one has the tests
 HALF = 0.5  # of the gain that there is
 HELD = 0.05  # adjusted p-values below it are called a difference
 
@@ -48,6 +57,7 @@ def write(found: Found, folder: Path, png: bool = False) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         write_points(folder / "points.csv", found.points, _parts(found))
         write_comparisons(folder / "comparisons.csv", found.compared)
+        write_matched(folder / "matched.csv", found.axis, found.points, SAME)
         for figure in drawn:
             write_data(folder / f"{figure.key}.csv", figure)
         page(found, drawn).write(folder / "index.html")
@@ -95,7 +105,7 @@ def page(found: Found, drawn: Sequence[Grid]) -> Page:
         paragraphs.insert(0, "This is the quick form: it shows that the study runs, and is too small for conclusions.")
     if found.failures:
         paragraphs.append(f"{len(found.failures)} cells failed; they are listed below.")
-    tables = [_regrets(found), _costs(found)]
+    tables = [_regrets(found), _matched(found), _costs(found)]
     if found.compared:
         tables.append(_comparisons(found))
     if found.failures:
@@ -183,6 +193,35 @@ def _regrets(found: Found) -> Table:
         "Reward and its components are means over test prompts; win is how often the policy's response is preferred to "
         "the reference's, by those whose preferences it learned from, before labels are flipped.",
         ("method", "preferences", "setting", "KL, nats", "reward", *parts, "regret", "win", "seeds"),
+        rows,
+    )
+
+
+def _matched(found: Found) -> Table:
+    """Regret where all methods have gone equally far."""
+    at = {kl: regrets_at(found.points, kl) for kl in SAME}
+    compared = compared_at(found.axis, found.points, SAME[1])
+    titles = {point.method.key: point.method.title for point in found.points}
+    rows = []
+    for condition, key in dict.fromkeys(place for regrets in at.values() for place in regrets):
+        values = [mean(list(at[kl].get((condition, key), {}).values())) for kl in SAME]
+        against = compared.get((condition, key))
+        rows.append(
+            [
+                titles[key],
+                condition,
+                *("" if not value.n else _percent(value) for value in values),
+                _signed(against.difference) if against else "",
+                f"{against.adjusted:.4f}" if against else "",
+            ]
+        )
+    base = METHODS[found.axis.baseline].title
+    return Table(
+        "Regret at the same KL",
+        "Regret depends on the distance gone, so this is the fairest comparison: each seed's regrets at a "
+        "method's strengths, joined by lines over the logarithm of KL and read at one KL. p is that of a paired t-test "
+        f"against {base} at {SAME[1]:g} nats, after Holm's adjustment for all rows.",
+        ("method", "preferences", *(f"at {kl:g} nats" for kl in SAME), f"less {base}", "p, adjusted"),
         rows,
     )
 

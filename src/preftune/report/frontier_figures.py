@@ -207,7 +207,7 @@ def _optimum(found: Found, shown: Sequence[Point]) -> go.Scatter:
         y=[short(reward) for _, reward in curve],
         name="optimum",
         mode="lines",
-        line={"color": TEXT, "width": 2, "dash": "dot"},
+        line={"color": TEXT, "width": 2},
         hovertemplate="%{y:.3f} at %{x:.3f}",
     )
 

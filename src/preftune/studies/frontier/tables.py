@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from preftune.studies.frontier.axes import Axis, Condition
 from preftune.studies.frontier.cells import Outcome
 from preftune.studies.frontier.methods import METHODS, Method
@@ -44,6 +46,7 @@ class Point:
         figures: means over seeds, by name, of `AVERAGED`; those that no seed has are left out.
         parts: mean of each component of the reward.
         regret_by_seed: to compare with others; seeds without a known regret are left out.
+        kl_by_seed: of the same seeds.
         failed: how many seeds failed.
     """
 
@@ -54,6 +57,7 @@ class Point:
     figures: Mapping[str, Mean]
     parts: Mapping[str, Mean]
     regret_by_seed: Mapping[int, float]
+    kl_by_seed: Mapping[int, float]
     failed: int
 
     def value(self, name: str) -> float:
@@ -92,6 +96,7 @@ def _point(condition: str, method: Method, strength: float, group: Sequence[Outc
         {name: value for name, value in figures.items() if value is not None},
         {name: value for name, value in parts.items() if value is not None},
         {each.cell.seed: each.figures["regret"] for each in done if each.figures["regret"] is not None},
+        {each.cell.seed: each.figures["kl"] for each in done if each.figures["regret"] is not None},
         len(group) - len(done),
     )
 
@@ -116,6 +121,61 @@ def comparisons(axis: Axis, found: Sequence[Point], chosen: Mapping[str, float])
             compared.append((condition, result))
     adjusted = adjust([result for _, result in compared])
     return [(condition, result) for (condition, _), result in zip(compared, adjusted, strict=True)]
+
+
+def regrets_at(found: Sequence[Point], kl: float) -> dict[tuple[str, str], dict[int, float]]:
+    """Regret of each method at one KL, by seed: how far it went is no part of it then.
+
+    Regrets of a seed at a method's strengths are joined by lines over the logarithm of KL; a seed whose strengths lie
+    all on one side of the KL is left out.
+
+    Args:
+        found: points of one axis.
+        kl: nats per response, > 0.
+
+    Returns:
+        By condition and method.
+    """
+    places: dict[tuple[str, str], dict[int, list[tuple[float, float]]]] = {}
+    for point in found:
+        for seed, regret in point.regret_by_seed.items():
+            by_seed = places.setdefault((point.condition, point.method.key), {})
+            by_seed.setdefault(seed, []).append((math.log(point.kl_by_seed[seed]), regret))
+    at: dict[tuple[str, str], dict[int, float]] = {}
+    for key, by_seed in places.items():
+        for seed, places_of in by_seed.items():
+            x, y = zip(*sorted(places_of), strict=True)
+            if x[0] <= math.log(kl) <= x[-1]:
+                at.setdefault(key, {})[seed] = float(np.interp(math.log(kl), x, y))
+    return at
+
+
+def compared_at(axis: Axis, found: Sequence[Point], kl: float) -> dict[tuple[str, str], Compared]:
+    """Each method's regret against the baseline's at one KL, by condition and method, adjusted for each other."""
+    at = regrets_at(found, kl)
+    compared = {}
+    for (condition, key), regrets in at.items():
+        base = at.get((condition, axis.baseline))
+        if base is not None and key != axis.baseline:
+            result = compare((METHODS[key].title, METHODS[axis.baseline].title), regrets, base)
+            if not math.isnan(result.p):
+                compared[condition, key] = result
+    return dict(zip(compared, adjust(list(compared.values())), strict=True))
+
+
+def write_matched(path: Path, axis: Axis, found: Sequence[Point], kls: Sequence[float]) -> None:
+    """Regrets at equal KL as csv."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        rows = csv.writer(file, lineterminator="\n")
+        rows.writerow(["kl", "condition", "method", "regret", "low", "high", "seeds", "less_baseline", "p", "p_holm"])
+        for kl in kls:
+            compared = compared_at(axis, found, kl)
+            for (condition, key), regrets in regrets_at(found, kl).items():
+                value, against = mean(list(regrets.values())), compared.get((condition, key))
+                figures = [value.value, value.low, value.high]
+                beside = [against.difference.value, against.p, against.adjusted] if against else [math.nan] * 3
+                shown = [f"{each:.6g}" if math.isfinite(each) else "" for each in (*figures, *beside)]
+                rows.writerow([f"{kl:g}", condition, key, *shown[:3], value.n, *shown[3:]])
 
 
 def chosen_points(found: Sequence[Point], chosen: Mapping[str, float]) -> list[Point]:
