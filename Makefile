@@ -58,7 +58,7 @@ docs-reliability: $(VENV)/.dev
 docs-training-doctor: $(VENV)/.installed
 	$(BIN)/python scripts/training_doctor.py
 
-# Five minutes on one core, for samples that the cache keeps.
+# Two minutes on one core, most of them for sampling.
 docs-frontier: $(VENV)/.installed
 	$(BIN)/python scripts/frontier.py
 
