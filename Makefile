@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .PHONY: demo test lint types check bench fuzz soak study-ipo-bandits study-credit docs-objectives docs-reliability
-.PHONY: docs-frontier docs-training-doctor screenshots wheel clean
+.PHONY: study-reach study-rlhf-vs-dpo docs-frontier docs-training-doctor screenshots wheel clean
 
 demo: $(VENV)/.installed
 	$(BIN)/preftune demo --out runs/demo
@@ -37,6 +37,14 @@ GSM8K ?= ../shared/data/gsm8k
 study-credit: $(VENV)/.installed
 	$(BIN)/preftune study credit --out runs/credit $(if $(wildcard $(GSM8K)/train.jsonl),--data $(GSM8K))
 
+# Three seeds of three methods: about 15 minutes on one core.
+study-reach: $(VENV)/.installed
+	OMP_NUM_THREADS=1 $(BIN)/preftune study reach --out docs/studies/reach
+
+# Five seeds of both roads: about 15 minutes on one core.
+study-rlhf-vs-dpo: $(VENV)/.installed
+	$(BIN)/preftune study rlhf-vs-dpo --out runs/rlhf-vs-dpo
+
 docs-objectives: $(VENV)/.installed
 	$(BIN)/python -m preftune.report.objectives_page docs
 
@@ -50,7 +58,7 @@ docs-reliability: $(VENV)/.dev
 docs-training-doctor: $(VENV)/.installed
 	$(BIN)/python scripts/training_doctor.py
 
-# Five minutes on one core, for samples that the cache keeps.
+# Two minutes on one core, most of them for sampling.
 docs-frontier: $(VENV)/.installed
 	$(BIN)/python scripts/frontier.py
 

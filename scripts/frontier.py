@@ -1,6 +1,6 @@
 """Draws the frontiers of both built-in worlds and writes the tables of docs/frontier.md.
 
-make docs-frontier      (five minutes on one core, most of them for sampling; what is sampled is kept in the cache)
+make docs-frontier      (two minutes on one core, most of them for sampling)
 """
 
 from __future__ import annotations
@@ -105,9 +105,10 @@ def reviews_table(found: dict[str, Any]) -> str:
         beta = np.array([math.inf, *curve["beta"][1:]])
         last = len(beta) - 1
         wanted = [beta for beta in (3.0, 1.5, 1.0, 0.85, 0.7, 0.6, 0.5) if beta > curve["beta"][-1]]
-        for i in (*(int(np.abs(beta - each).argmin()) for each in wanted), last):
+        for i in dict.fromkeys((*(int(np.abs(beta - each).argmin()) for each in wanted), last)):
             name = f"{beta[i]:.2g}" + (", the last" if i == last else "")
-            numbers = " | ".join(f"{curve[column][i]:.3f}" for column in ("kl", "reward", "error", "bias"))
+            values = (round(curve[column][i], 3) + 0.0 for column in ("kl", "reward", "error", "bias"))  # no -0.000
+            numbers = " | ".join(f"{value:.3f}" for value in values)
             lines.append(f"| {name} | {numbers} | {curve['effective'][i]:,.0f} |")
     return "\n".join(lines)
 

@@ -90,6 +90,13 @@ def test_no_policy_gains_more_than_all_that_is_possible() -> None:
     assert math.isnan(CURVE.gain_share(0.0, 0.0))
 
 
+def test_where_all_is_worth_the_same_there_is_nothing_to_gain() -> None:
+    flat = Frontier.of(REFERENCE, torch.ones_like(REWARD))
+    assert flat.reward_at(0.5) == pytest.approx(1)
+    assert math.isnan(flat.gain_share(1.0, 0.5))
+    assert math.isnan(flat.attainable_share(0.5))
+
+
 def test_components_lie_beside_the_total() -> None:
     parts = {"one": 0.3 * REWARD, "other": 0.7 * REWARD}
     found = Frontier.of(REFERENCE, REWARD, parts, torch.tensor([0.5, 2.0]))

@@ -35,6 +35,26 @@ def ipo_bandits(
         raise typer.Exit(1)
 
 
+@study.command("reach")
+def reach(
+    out: Annotated[Path, typer.Option("--out", "-o", help="folder for results")] = Path("runs/reach"),
+    quick: Annotated[
+        bool, typer.Option("--quick", help="one seed and a few seconds: too little to come close")
+    ] = False,
+) -> None:
+    """Do PPO, online DPO and DPO come to the exact optimum where enough is sampled?
+
+    Exit code 1 if one of them lacks more than a twentieth of the best gain at its KL (not with --quick).
+    """
+    from preftune.report.reach import show
+    from preftune.studies.reach import study as run_study
+
+    found = run_study(out, quick=quick)
+    show(found)
+    if not quick and not all(one.held for one in found):
+        raise typer.Exit(1)
+
+
 @study.command("rlhf-vs-dpo")
 def rlhf_vs_dpo(
     out: Annotated[Path, typer.Option("--out", "-o", help="folder for runs, figures and their data")] = Path(

@@ -84,7 +84,11 @@ def sweep(
     if plan:
         return
     tell = None if silent else show_point
-    result = carry_out(found, how, folder, notes, kl_budget=kl_budget, jobs=jobs, tell=tell)
+    try:
+        result = carry_out(found, how, folder, notes, kl_budget=kl_budget, jobs=jobs, tell=tell)
+    except (KeyboardInterrupt, SystemExit):
+        typer.echo(f"note: what is done is kept; to go on: the same command with --out {folder}", err=True)
+        raise
     if as_json:
         typer.echo(json.dumps(result.as_json(), indent=2))
     else:

@@ -100,7 +100,8 @@ def all_of(jobs: Sequence[Job], processes: int) -> Iterator[tuple[Job, Point]]:
             while held or waiting:
                 for job in _ready(held, list(waiting.values())):
                     held.remove(job)
-                    waiting[pool.submit(carry_out, job)] = job
+                    with _ignored():  # by a process that starts, until it is ready to stop in order
+                        waiting[pool.submit(carry_out, job)] = job
                 done, _ = wait(waiting, GLANCE if held else None, FIRST_COMPLETED)
                 for future in done:
                     yield waiting.pop(future), future.result()
@@ -128,6 +129,7 @@ def _ready(held: Sequence[Job], under_way: Sequence[Job]) -> list[Job]:
 
 def _begin(threads: int) -> None:
     """In each process: its share of the cores, and an end in order if the one that started it is gone."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     torch.set_num_threads(threads)
     parent = multiprocessing.parent_process()
 
@@ -141,9 +143,23 @@ def _begin(threads: int) -> None:
 
 def _ask_to_stop(pool: ProcessPoolExecutor) -> None:
     """Have the runs under way save what they have; those that wait do not begin."""
+    processes = list((pool._processes or {}).values())  # which a pool that shuts down forgets
     pool.shutdown(wait=False, cancel_futures=True)
-    for process in list((pool._processes or {}).values()):
+    for process in processes:
         process.terminate()
+
+
+@contextlib.contextmanager
+def _ignored() -> Iterator[None]:
+    """Ctrl-C is for nobody who starts in here: processes inherit what is ignored."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @contextlib.contextmanager

@@ -35,6 +35,8 @@ from preftune.theory.tabular import reward_kl_optimum as optimum
 
 __all__ = ["Curve", "Frontier", "SampledFrontier", "best_of_n", "expected", "kl", "objective", "optimum"]
 
+_ROUNDING = 1e-12  # differences of rewards below this share of them are none
+
 
 def expected(logps_PY: Tensor, value_PY: Tensor) -> Tensor:
     """Mean value under a policy: over its responses, then over prompts alike. A scalar, with gradient.
@@ -165,11 +167,14 @@ class Curve(ABC):
             kl: its KL from the reference, nats per response.
         """
         possible = self.reward_at(kl) - self.reference_reward
-        return (reward - self.reference_reward) / possible if kl > 0 and possible > 0 else math.nan
+        return (reward - self.reference_reward) / possible if kl > 0 and self._counts(possible) else math.nan
 
     def regret(self, reward: float, kl: float) -> float:
         """Share of the greatest possible gain at this KL that was missed: 1 - `gain_share`."""
         return 1 - self.gain_share(reward, kl)
+
+    def _counts(self, gain: float) -> bool:
+        return gain > _ROUNDING * (abs(self.reference_reward) or 1.0)
 
     def _beyond(self) -> float:
         """The reward at more nats than those of the last point."""
@@ -227,8 +232,10 @@ class Frontier(Curve):
         return float(self.reward_B[-1])
 
     def attainable_share(self, kl: float) -> float:
-        """How much of the way from the reference's reward to the best responses' can be had at this KL."""
-        return (self.reward_at(kl) - self.reference_reward) / (self.best_reward - self.reference_reward)
+        """How much of the way from the reference's reward to the best responses' can be had at this KL; NaN if there is
+        no way to go."""
+        way = self.best_reward - self.reference_reward
+        return (self.reward_at(kl) - self.reference_reward) / way if self._counts(way) else math.nan
 
     def _beyond(self) -> float:
         return self.best_reward

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
+from preftune.files import hash_file
 from preftune.sandbox import listed
 from preftune.studies.frontier.cells import Preferences, Split
 from preftune.studies.frontier.reward_models import RewardScores
@@ -43,6 +45,11 @@ class ListedWorld(World):
 
     def reference(self) -> nn.Module:  # noqa: D102
         return listed.reference_model()
+
+    def fingerprint(self) -> str:  # noqa: D102
+        seen = hashlib.sha256(hash_file(listed.reference_folder() / "model.safetensors").encode())
+        seen.update(listed.rewards().numpy().tobytes())
+        return seen.hexdigest()
 
     @property
     def judge(self) -> str:  # noqa: D102

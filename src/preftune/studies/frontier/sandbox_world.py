@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import random
@@ -14,9 +15,19 @@ import torch
 from numpy.typing import NDArray
 
 from preftune.evaluation.sampling import sample
-from preftune.files import write_whole
+from preftune.files import hash_file, write_whole
 from preftune.sandbox import preferences as sandbox
-from preftune.sandbox.world import MAX_RESPONSE_TOKENS, PARTS, components, prompts
+from preftune.sandbox.world import (
+    ADJECTIVES,
+    ASPECTS,
+    DEGREES,
+    MAX_RESPONSE_TOKENS,
+    NOT,
+    PARTS,
+    VERBS,
+    components,
+    prompts,
+)
 from preftune.studies.frontier.cells import Preferences, Split
 from preftune.studies.frontier.reward_models import RewardScores
 from preftune.studies.frontier.shared import once
@@ -69,6 +80,11 @@ class SandboxWorld(World):
 
     def reference(self) -> nn.Module:  # noqa: D102
         return sandbox.base_model()
+
+    def fingerprint(self) -> str:  # noqa: D102
+        rules = repr((ADJECTIVES, VERBS, DEGREES, NOT, ASPECTS, TASTES))
+        weights = hash_file(sandbox.BASE / "model.safetensors")
+        return hashlib.sha256(f"{weights} {rules}".encode()).hexdigest()
 
     @property
     def judge(self) -> str:  # noqa: D102

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 from preftune.errors import PreftuneError
 from preftune.files import write_whole
@@ -29,6 +30,7 @@ from preftune.studies.frontier.methods import METHODS
 from preftune.studies.frontier.runner import Results, run
 from preftune.studies.frontier.statistics import Compared
 from preftune.studies.frontier.tables import Point, comparisons, points
+from preftune.studies.frontier.worlds import open_world
 from preftune.training.progress import Bar
 
 MANIFEST = "study.json"
@@ -99,7 +101,7 @@ def study(
     form = QUICK if quick else FULL
     results = Results(out)
     try:
-        _check_form(out, quick)
+        _check_kept(out, quick, worlds)
         found = []
         for world in worlds:
             for axis in axes:
@@ -178,8 +180,6 @@ def _chosen(
 
 
 def _curve(world: str, folder: Path, form: Form) -> list[tuple[float, float]]:
-    from preftune.studies.frontier.worlds import open_world
-
     curve = open_world(world, folder, form is QUICK).curve("test")
     return [(float(kl), float(reward)) for kl, reward in zip(curve.kl_B, curve.reward_B, strict=True)]
 
@@ -189,23 +189,31 @@ def form_is_quick(folder: Path) -> bool:
     return bool(json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["quick"])
 
 
-def _check_form(out: Path, quick: bool) -> None:
-    """Note what is in the folder, and refuse another form."""
+def _check_kept(out: Path, quick: bool, worlds: Sequence[str]) -> None:
+    """Note what is in the folder, and refuse what does not go with it: another form, or a world that has changed.
+
+    Raises:
+        PreftuneError: says which.
+    """
     path, commit = out / MANIFEST, _commit()
+    known: dict[str, Any] = {"quick": quick, "began": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "worlds": {}}
     if path.exists():
-        known = json.loads(path.read_text(encoding="utf-8"))
-        if known["quick"] != quick:
-            held, other = ("quick", "full") if known["quick"] else ("full", "quick")
+        known |= json.loads(path.read_text(encoding="utf-8"))
+    if known["quick"] != quick:
+        held, other = ("quick", "full") if known["quick"] else ("full", "quick")
+        raise PreftuneError(f"{out} holds a {held} study, and this is a {other} one: name another folder with --out")
+    for name in worlds:
+        fingerprint = open_world(name, out, quick).fingerprint()
+        if known["worlds"].setdefault(name, fingerprint) != fingerprint:
             raise PreftuneError(
-                f"{out} holds a {held} study, and this is a {other} one: name another folder with --out"
+                f"{out} holds results of the world {name} as it was in another version of preftune (another reference "
+                "or reward): name another folder with --out"
             )
-        commits = known["commits"] + ([] if known["commits"][-1] == commit else [commit])
-    else:
-        known = {"quick": quick, "began": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
-        commits = [commit]
-    form = asdict(QUICK if quick else FULL)
-    text = json.dumps({**known, "form": form, "commits": commits}, indent=1)
-    write_whole(path, (text + "\n").encode())
+    commits = known.get("commits", [])
+    if not commits or commits[-1] != commit:
+        commits.append(commit)
+    whole = {**known, "form": asdict(QUICK if quick else FULL), "commits": commits}
+    write_whole(path, (json.dumps(whole, indent=1) + "\n").encode())
 
 
 def _commit() -> str | None:

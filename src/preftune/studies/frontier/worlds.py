@@ -89,6 +89,10 @@ class World(ABC):
     def reference(self) -> nn.Module:
         """The same model, loaded."""
 
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """A hash of the reference and of the reward: results of worlds that differ must not be mixed."""
+
     @property
     @abstractmethod
     def judge(self) -> str:
