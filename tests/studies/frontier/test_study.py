@@ -66,3 +66,16 @@ def test_a_study_of_another_form_is_refused(done, preftune):
     code, said = preftune(*WORDS[:3], "--out", done[0])
     assert code == 2
     assert "holds a quick study, and this is a full one: name another folder with --out" in said
+
+
+@pytest.mark.slow
+def test_results_of_a_world_that_has_changed_are_not_mixed_with_new_ones(done, preftune, tmp_path):
+    manifest = json.loads((done[0] / "study.json").read_text(encoding="utf-8"))
+    assert set(manifest["worlds"]) == {"listed"}
+    out = tmp_path / "frontier"
+    out.mkdir()
+    (out / "study.json").write_text(json.dumps({**manifest, "worlds": {"listed": "other"}}), encoding="utf-8")
+    code, said = preftune(*WORDS, "--out", out)
+    assert code == 2
+    assert "holds results of the world listed as it was in another version of preftune" in said
+    assert not (out / "results.jsonl").read_bytes()

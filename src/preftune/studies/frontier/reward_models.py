@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,19 +16,21 @@ from preftune.data.packing import pad
 from preftune.objectives.batch import Role
 from preftune.policy.policy import PolicyModule, rewards
 from preftune.studies.frontier.cells import Preferences
+from preftune.studies.frontier.methods import RATES
 from preftune.studies.frontier.shared import once
 
 if TYPE_CHECKING:
     from preftune.studies.frontier.worlds import World
 
-RATE = 1e-2
 PASSES = 4  # over its pairs, four times what policies have: a head that starts at zero underfits with fewer
 BATCH = 64
+RUN = "run"
 _AT_ONCE = 4096
 
 
 def reward_model(world: World, folder: Path, preferences: Preferences, seed: int) -> Path:
-    """The run of `bradley_terry` on these preferences, trained when it is first asked for.
+    """The run of `bradley_terry` on these preferences, trained when it is first asked for; at the learning rate, of
+    those that methods have, that is right most often on pairs of validation prompts.
 
     Args:
         world: where the preferences come from.
@@ -36,15 +39,27 @@ def reward_model(world: World, folder: Path, preferences: Preferences, seed: int
         seed: of preferences and training.
     """
     source = f"{preferences.source}-{preferences.noise:g}-{preferences.pairs}"
-    return once(
-        folder / f"{world.name}-{source}-{seed}", lambda path: _train(world, world.rows(preferences, seed), path, seed)
-    )
+    made = once(folder / f"{world.name}-{source}-{seed}", lambda path: _train(world, preferences, path, seed))
+    return made / RUN
 
 
-def _train(world: World, rows: Sequence[dict[str, Any]], path: Path, seed: int) -> None:
+def _train(world: World, preferences: Preferences, path: Path, seed: int) -> None:
+    """Train at each of the learning rates that methods have, and keep the one that is right most often on pairs of
+    validation prompts."""
     from preftune.studies.frontier.trial import train_in
 
-    train_in(world, rows, "bradley_terry", RATE, max(1, PASSES * len(rows) // BATCH), seed, path)
+    rows, apart = world.rows(preferences, seed), world.held_out_rows(preferences, seed, "validation")
+    updates = max(1, PASSES * len(rows) // BATCH)
+    right: dict[Path, float] = {}
+    for rate in RATES:
+        at = path / f"rate-{rate:g}"
+        run = train_in(world, rows, "bradley_terry", rate, updates, seed, at, held_out=apart)
+        right[at] = run.summary["after"]["preference_accuracy"]
+    best = max(right, key=right.__getitem__)
+    for at in right:
+        if at != best:
+            shutil.rmtree(at)
+    best.rename(path / RUN)
 
 
 class RewardScores:

@@ -101,7 +101,7 @@ def study(
     form = QUICK if quick else FULL
     results = Results(out)
     try:
-        _check_kept(out, quick, worlds)
+        _check_kept(out, quick, worlds, runs=jobs > 0)
         found = []
         for world in worlds:
             for axis in axes:
@@ -189,7 +189,7 @@ def form_is_quick(folder: Path) -> bool:
     return bool(json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["quick"])
 
 
-def _check_kept(out: Path, quick: bool, worlds: Sequence[str]) -> None:
+def _check_kept(out: Path, quick: bool, worlds: Sequence[str], runs: bool) -> None:
     """Note what is in the folder, and refuse what does not go with it: another form, or a world that has changed.
 
     Raises:
@@ -210,7 +210,7 @@ def _check_kept(out: Path, quick: bool, worlds: Sequence[str]) -> None:
                 "or reward): name another folder with --out"
             )
     commits = known.get("commits", [])
-    if not commits or commits[-1] != commit:
+    if runs and commits[-1:] != [commit]:
         commits.append(commit)
     whole = {**known, "form": asdict(QUICK if quick else FULL), "commits": commits}
     write_whole(path, (json.dumps(whole, indent=1) + "\n").encode())

@@ -118,6 +118,7 @@ def train_in(
     seed: int,
     path: Path,
     *,
+    held_out: Sequence[Mapping[str, Any]] | None = None,
     size: int = BATCH,
     online: Mapping[str, Any] | None = None,
 ) -> Run:
@@ -131,16 +132,18 @@ def train_in(
         updates: optimiser steps.
         seed: of data order, new weights and sampling.
         path: run folder.
+        held_out: rows to report accuracy on.
         size: examples of an update; all rows, where there are fewer.
         online: the block of this name, for methods that learn from their own samples, whose rounds say how long.
     """
-    data = {**world.config.get("data", {}), "workers": 1, "held_out": 0.0}
+    data = {**world.config.get("data", {}), "workers": 1, **({"held_out": 0.0} if held_out is None else {})}
     blocks: dict[str, Any] = {**world.config, "data": data, **({} if online is None else {"online": dict(online)})}
     length = {"max_steps": updates} if online is None else {}
     return train(
         world.start,
         list(rows),
         objective,
+        held_out=held_out,
         output=path,
         overwrite=True,
         quiet=True,
@@ -148,7 +151,7 @@ def train_in(
         batch={"size": min(size, len(rows))},
         optim={"learning_rate": rate},
         train={**length, "check_memory": False, "device": "cpu"},
-        evaluate={"samples": 0},
+        evaluate={"samples": 0, **({} if held_out is None else {"credit": 0})},
         doctor={"answers": 0},
         seed=seed,
     )
