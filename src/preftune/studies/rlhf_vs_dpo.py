@@ -177,16 +177,17 @@ def _leaves(values: Mapping[str, Any], above: str = "") -> Iterable[tuple[str, A
 
 
 def configs(form: Form) -> dict[str, str]:
-    """The config files of the stages."""
+    """The config files of the stages. Both roads have the same price of a nat: a reward model's rewards are log-odds of
+    a preference, and so are beta times DPO's log-ratios."""
     data = "data:\n  path: pairs.jsonl\n  held_out_path: held_out.jsonl\n"
     return {
         "DPO": f"model:\n  path: sandbox\n{data}"
         "objective:\n  name: dpo\n  beta: 0.3\noptim:\n  learning_rate: 2e-3\nbatch:\n  size: 64\n",
         "reward model": f"model:\n  path: sandbox\n{data}"
-        "objective:\n  name: bradley_terry\noptim:\n  learning_rate: 2e-3\nbatch:\n  size: 64\n",
+        "objective:\n  name: bradley_terry\noptim:\n  learning_rate: 1e-2\nbatch:\n  size: 64\n",
         "PPO": f"model:\n  path: sandbox\n{data}"
-        "objective:\n  name: ppo\n  beta: 0.3\n  value_learning_rate: 3e-3\noptim:\n  learning_rate: 2e-3\n"
-        "  schedule: constant\nbatch:\n  size: 32\n"
+        "objective:\n  name: ppo\n  beta: 0.3\n  value_clip: null\n  value_learning_rate: 5e-3\n"
+        "optim:\n  learning_rate: 2e-3\nbatch:\n  size: 32\n"
         f"online:\n  judge: reward:reward-model\n  rounds: {form.rounds}\n  prompts: {form.asked}\n  samples: 4\n"
         f"  epochs: 2\n  max_new_tokens: {MAX_RESPONSE_TOKENS}\n  held_out: 0\n",
     }
