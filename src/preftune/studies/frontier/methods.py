@@ -61,6 +61,8 @@ class Method:
         return max(1, round(strength * standard)) if self.strength == "updates" else standard
 
 
+# A value network that begins at zero has far to go (docs/log.md).
+VALUES: Mapping[str, Any] = {"value_clip": None, "value_learning_rate": 5e-3}
 _BETAS = (0.1, 0.3, 1.0, 3.0)
 _N = (2, 4, 16, 64)
 
@@ -72,7 +74,8 @@ def _pairs(key: str, title: str, strength: str = "beta", strengths: tuple[float,
 def _online(key: str, title: str, feedback: Feedback, objective: str, **online: Any) -> Method:
     # a reward model's rewards are log-odds of labels, three times the true reward's: so are its prices of a nat
     betas = (0.1, 0.3, 1.0, 3.0) if feedback == "learned reward" or objective == "dpo" else (0.03, 0.1, 0.3, 1.0)
-    return Method(key, title, "online", feedback, "beta", betas, {"name": objective}, online)
+    fields = VALUES if objective == "ppo" else {}
+    return Method(key, title, "online", feedback, "beta", betas, {"name": objective, **fields}, online)
 
 
 def _named(key: str, method: Method) -> Method:
