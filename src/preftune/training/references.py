@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import nn
 from transformers import PreTrainedModel
 
+from preftune.cache import cache_folder
 from preftune.data.examples import Example
 from preftune.errors import PreftuneError
 from preftune.files import write_whole
@@ -30,6 +31,7 @@ from preftune.policy.reference import (
     AdapterOffReference,
     FrozenReference,
     LiveReference,
+    Reference,
     ReferenceConfig,
     StartReference,
     StoredReference,
@@ -40,6 +42,9 @@ from preftune.training.batches import lengths
 from preftune.training.processes import Group
 from preftune.training.progress import Bar
 from preftune.training.step import Micro
+
+if TYPE_CHECKING:
+    from preftune.training.trainer import Trainer
 
 # Tokens of a forward of the pass. More are no faster; without gradient, these need less memory than training.
 FORWARD_TOKENS = 8192
@@ -104,6 +109,44 @@ def reference_for(frozen: FrozenReference | None, prepared: nn.Module, policy: P
     if adapter_off_is_the_start(policy.lm):
         return AdapterOffReference(prepared, policy)
     return StartReference(prepared, policy)
+
+
+def reference_of(trainer: Trainer, frozen: FrozenReference | None) -> Reference | None:
+    """What a trainer's objective compares with: computed in each step, or stored now, before training; None if with
+    nothing.
+
+    Args:
+        trainer: with its policy wrapped and its feed made; it is told what to know about stored log-probs.
+        frozen: from `live_reference`; its memory is freed once its log-probs are stored.
+
+    Raises:
+        PreftuneError: if an objective needs more of a reference than can be stored.
+    """
+    if not any(term.objective.reference for term in trainer.terms):
+        return None
+    live, config = reference_for(frozen, trainer.prepared, trainer.policy), trainer.config
+    if config.reference.kind != "stored":
+        return live
+    for term in trainer.terms:
+        if "kl_K" in term.objective.needs:
+            raise PreftuneError(
+                f"objective {term.name} compares whole next-token distributions with the reference's, but "
+                "reference.kind=stored keeps the log-probs of the data's tokens only: set it to live"
+            )
+    folder = config.reference.folder
+    stored = stored_reference(
+        live,
+        (trainer.examples.train, trainer.examples.held_out),
+        Forwards(trainer.feed.prepare, config.batch.micro_tokens, trainer.feed.alone_above),
+        trainer.precision,
+        cache_folder("references") if folder is None else Path(folder).expanduser(),
+        trainer.show and trainer.accelerator.is_main_process,
+        trainer.group,
+    )
+    trainer.messages.extend(stored.notes)
+    if frozen is not None and not trainer.accelerator.is_fsdp2:
+        frozen.module.to("meta")  # its work is done: free the memory
+    return stored
 
 
 @dataclass(frozen=True)

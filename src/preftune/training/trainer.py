@@ -12,7 +12,6 @@ from typing import Any, cast
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from preftune.cache import cache_folder
 from preftune.config import RunConfig
 from preftune.data.dataset import Examples
 from preftune.errors import PreftuneError
@@ -41,7 +40,7 @@ from preftune.training.memory import foresee
 from preftune.training.optim import UNUSUAL_RATE, default_learning_rate, optimizer, rate_at
 from preftune.training.processes import current
 from preftune.training.progress import Bar
-from preftune.training.references import Forwards, live_reference, reference_for, stored_reference
+from preftune.training.references import live_reference, reference_for, reference_of
 from preftune.training.run_folder import RunFolder
 from preftune.training.scored import Scored, States
 from preftune.training.state import Position, are_finite
@@ -124,7 +123,7 @@ class Trainer:
             reference = CarriedReference() if any(term.objective.reference for term in terms) else None
             self.compared: Reference | None = reference_for(frozen, self.prepared, self.policy) if compares else None
         else:
-            reference = self.compared = self._reference(frozen)
+            reference = self.compared = reference_of(self, frozen)
         self.step = Step(self.prepared, reference, terms, self.accelerator, config.seed)
         self.rounds: Rounds | None = None
         self.states: States = tuple(term.objective.init() for term in terms)
@@ -232,33 +231,6 @@ class Trainer:
         policy, said = laid_out(lm, self.config.model.layout, longest, self.group.on_main)
         self.messages.extend(said)
         return policy
-
-    def _reference(self, frozen: Any) -> Reference | None:
-        if not any(term.objective.reference for term in self.terms):
-            return None
-        live = reference_for(frozen, self.prepared, self.policy)
-        if self.config.reference.kind != "stored":
-            return live
-        for term in self.terms:
-            if "kl_K" in term.objective.needs:
-                raise PreftuneError(
-                    f"objective {term.name} compares whole next-token distributions with the reference's, but "
-                    "reference.kind=stored keeps the log-probs of the data's tokens only: set it to live"
-                )
-        folder = self.config.reference.folder
-        stored = stored_reference(
-            live,
-            (self.examples.train, self.examples.held_out),
-            Forwards(self.feed.prepare, self.config.batch.micro_tokens, self.feed.alone_above),
-            self.precision,
-            cache_folder("references") if folder is None else Path(folder).expanduser(),
-            self.show and self.accelerator.is_main_process,
-            self.group,
-        )
-        self.messages.extend(stored.notes)
-        if frozen is not None and not self.accelerator.is_fsdp2:
-            frozen.module.to("meta")  # its work is done: free the memory
-        return stored
 
     def _schedule(self) -> Schedule | Rota:
         """The optimiser batches of the whole run."""
