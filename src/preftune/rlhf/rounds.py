@@ -38,6 +38,7 @@ from preftune.training import checkpoint
 from preftune.training.batches import lengths, random_stream, torch_seed
 from preftune.training.engine import used
 from preftune.training.held_out import ANSWERED_AT_ONCE
+from preftune.training.optim import state_bytes
 from preftune.training.saving import write_model
 from preftune.training.step import Micro
 
@@ -107,6 +108,15 @@ class Rounds:
     def line(self) -> dict[str, float]:
         """What the value network adds to a line of training metrics."""
         return {} if self.critic is None else self.critic.line()
+
+    @property
+    def value_bytes(self) -> int:
+        """What a value network holds beside the policy: weights, gradients and moments; 0 without one."""
+        if self.critic is None:
+            return 0
+        trained = list(self.critic.prepared.parameters())
+        size = sum(p.numel() * p.element_size() for p in trained)
+        return 2 * size + state_bytes(self.trainer.config.optim, trained)
 
     def close(self) -> None:
         """Let go of judge and server."""

@@ -41,6 +41,7 @@ from preftune.training.optim import UNUSUAL_RATE, default_learning_rate, optimiz
 from preftune.training.processes import current
 from preftune.training.progress import Bar
 from preftune.training.references import live_reference, reference_for, reference_of
+from preftune.training.room import amount
 from preftune.training.run_folder import RunFolder
 from preftune.training.scored import Scored, States
 from preftune.training.state import Position, are_finite
@@ -130,6 +131,11 @@ class Trainer:
         if isinstance(examples, Planned):
             self.rounds = Rounds(self, examples, cast(Any, self.compared))
         self.memory = foresee(self.step, config, self.feed, self.schedule, examples, blueprint)
+        if self.rounds is not None and (beside := self.rounds.value_bytes):
+            self.memory |= {
+                "value_network": beside,
+                "said": f"{self.memory['said']}, its value network {amount(beside)}",
+            }
         self.compiled: list[PolicyModule] = []
         if config.train.compile:
             check_compiles(self.policy)
