@@ -239,6 +239,18 @@ def without_effect(config: RunConfig, evaluates: bool) -> list[str]:
     notes = []
     if config.online is not None and train.epochs != type(train)().epochs:
         notes.append(f"train.epochs={train.epochs:g} has no effect: online.rounds decides how long")
+    online = config.online
+    if online is not None:
+        plain = type(online)(judge=online.judge)
+        if online.mix != plain.mix and online.reference != "moving":
+            notes.append(f"online.mix={online.mix:g} has no effect: online.reference is not moving")
+        if online.label_scale != plain.label_scale and online.labels == "hard":
+            notes.append(f"online.label_scale={online.label_scale:g} has no effect: online.labels is hard")
+        if online.temperature != 1:
+            notes.append(
+                f"answers are sampled at online.temperature={online.temperature:g}, but log-probs are those at 1: KL "
+                "and entropy of rounds, and prices of KL, are no longer those of the policy that sampled"
+            )
     if train.max_steps is not None and train.epochs != type(train)().epochs:
         notes.append(f"train.epochs={train.epochs:g} has no effect: train.max_steps={train.max_steps} decides how long")
     if output.keep_last != type(output)().keep_last and output.save_every is None and output.save_minutes is None:

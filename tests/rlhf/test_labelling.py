@@ -134,6 +134,7 @@ def test_a_judge_that_compares_is_asked_about_different_answers_alone():
     [
         ("rollouts", {}, "judge mine compares answers and gives no scores, which the objective needs"),
         ("pairs", {"labels": "soft"}, "gives no scores, which online.labels=soft needs"),
+        ("pairs", {"unfinished": 0.5}, "is taken off scores, and judge mine gives none"),
         ("pairs", {"samples": 3}, "compares two answers at a time, but online.samples=3: set it to 2"),
     ],
 )

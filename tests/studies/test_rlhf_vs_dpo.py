@@ -95,6 +95,17 @@ def test_seeds_that_are_done_are_kept(out: Path, monkeypatch: pytest.MonkeyPatch
     assert [vars(stage) for stage in again.stages] == kept["stages"]
 
 
+def test_a_seed_of_another_form_or_half_written_is_run_again(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept, files = out / "seed-0" / "found.json", configs(QUICK)
+    assert rlhf_vs_dpo._kept(kept, QUICK, files) is not None
+    assert rlhf_vs_dpo._kept(kept, rlhf_vs_dpo.FULL, files) is None
+    assert rlhf_vs_dpo._kept(kept, QUICK, {**files, "DPO": "seed: 1\n"}) is None
+    half = out / "half.json"
+    half.write_bytes(kept.read_bytes()[:100])
+    assert rlhf_vs_dpo._kept(half, QUICK, files) is None
+    half.unlink()
+
+
 def test_a_stage_that_fails_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     broken = {**configs(QUICK), "DPO": "objective: {name: dpo, betta: 1}\n"}
     monkeypatch.setattr(rlhf_vs_dpo, "configs", lambda form: broken)
@@ -111,8 +122,8 @@ def test_lines_settings_and_means_are_counted_by_hand() -> None:
     }
     parts = {"story": 0.1, "acting": 0.2, "craft": 0.3}
     stages = [
-        Stage("DPO", "DPO", 0, 3.0, 1.0, 5, 0, 9, 10),
-        Stage("RLHF", "reward model", 0, 3.0, 1.0, 5, 0, 9, 10),
+        Stage("DPO", "DPO", 0, 3.0, 1.0, 5, 0, 9, 10, 0.7),
+        Stage("RLHF", "reward model", 0, 3.0, 1.0, 5, 0, 9, 10, 0.8),
         Stage("RLHF", "PPO", 0, 3.0, 3.0, 5, 70, 9, 10),
     ]
     looks = [Look(road, 0, 5, 1.0, 0, value, 1.0, 1.0, parts) for road, value in (("DPO", 0.6), ("RLHF", 0.5))]

@@ -96,9 +96,7 @@ def page(found: Found, drawn: Sequence[Grid]) -> Page:
         f"64 pairs, where the question does not vary them; {found.seeds} seeds that all methods share; {told}; "
         "test prompts scored once. Intervals are Student's t over seeds, at 95%.",
         "Regret is the share of the possible gain at a policy's own KL that it missed: "
-        "(R*(KL) - R) / (R*(KL) - R_ref). Each method stands in the tables at the strength that had the least regret "
-        "on validation prompts, among those that went far enough for a third of all gain to be possible; if none did, "
-        f"at the one that went farthest. {_far(found)}",
+        f"(R*(KL) - R) / (R*(KL) - R_ref). {_standing(found)} {_far(found)}",
         f"Code: {commits}.",
     ]
     if not found.form.tunes:
@@ -158,6 +156,16 @@ def _headline(found: Found) -> str:
     return said
 
 
+def _standing(found: Found) -> str:
+    """Which of its strengths a method stands in the tables with."""
+    if not found.form.tunes:
+        return "Each method stands in the tables at one strength and learning rate, which nobody chose."
+    return (
+        "Each method stands in the tables at the strength that had the least regret on validation prompts, among those "
+        "that went far enough for a third of all gain to be possible; if none did, at the one that went farthest."
+    )
+
+
 def _far(found: Found) -> str:
     """The least regret where half of all gain could be had."""
     known = [point for point in found.points if point.value("attainable") >= HALF and "regret" in point.figures]
@@ -165,7 +173,8 @@ def _far(found: Found) -> str:
         return "Nothing went far enough for half of all gain to be possible."
     best = min(known, key=lambda point: point.value("regret"))
     return (
-        "Of all that went far enough for half of all gain to be possible, the least regret on test prompts is that of "
+        "Of all that went far enough for half of all gain to be possible, the least regret on test prompts (the "
+        "luckiest of many) is that of "
         f"{best.method.title} ({best.condition}, {_setting(best)}): {_percent(best.figures['regret'])}."
     )
 

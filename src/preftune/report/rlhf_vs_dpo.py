@@ -160,6 +160,7 @@ def _stages(found: Compared) -> Table:
                 _spread([stage.training for stage in stages], ".1f"),
                 _spread([stage.wall for stage in stages], ".1f"),
                 f"{stages[0].steps:,}",
+                _spread([stage.accuracy for stage in stages if stage.accuracy is not None], ".3f"),
                 f"{np.mean([stage.generated for stage in stages]):,.0f}",
                 f"{max(memory.bytes) / MB:,.0f}",
                 str(found.lines(name)),
@@ -170,13 +171,14 @@ def _stages(found: Compared) -> Table:
         "What each stage takes",
         "Seconds with their 95% t-intervals over seeds, on one thread; wall has the start of the process and the "
         "report in it. Peak memory is that of the larger model. Settings are the keys that its config names, places "
-        "left out.",
+        "left out. Accuracy is that on held-out pairs, of a policy's implicit reward or of the reward model.",
         (
             "stage",
             "models in memory",
             "training, s",
             "wall, s",
             "steps",
+            "accuracy",
             "tokens sampled",
             "peak MB",
             "lines",
@@ -252,5 +254,7 @@ def _line(x: Sequence[float], y: Sequence[float], name: str, colour: str) -> go.
 
 def _spread(values: Sequence[float], form: str) -> str:
     """A mean, and its interval if there are several values."""
+    if not values:
+        return ""
     found = mean(values)
     return f"{found.value:{form}}" + (f" ({found.low:{form}} to {found.high:{form}})" if found.n > 1 else "")

@@ -34,6 +34,11 @@ def check_judge(judge: Judge, kind: DataKind, config: OnlineConfig) -> None:
         )
     if isinstance(judge, ScoringJudge):
         return
+    if config.unfinished:
+        raise PreftuneError(
+            f"online.unfinished={config.unfinished:g} is taken off scores, and judge {config.judge} gives none: leave "
+            "it out, or name a judge that scores"
+        )
     if kind in BY_SCORE or config.labels != "hard":
         wants = "online.labels=" + config.labels if config.labels != "hard" else "the objective"
         raise PreftuneError(

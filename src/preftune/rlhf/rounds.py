@@ -74,6 +74,8 @@ class Rounds:
         self.rota: Any = trainer.schedule
         self.kind = registry.data_kind(trainer.terms)
         self.carried = frozenset[str]().union(*(term.objective.carried for term in trainer.terms))
+        if config.labels != "hard" and self.kind != "pairs":
+            trainer.messages.append(f"online.labels={config.labels} has no effect: the objective learns from no pairs")
         self.folder = trainer.folder.path / FOLDER
         self.current, self.sampled = -1, 0
         self.moving, self.moved = None, 0  # the round that the moving reference was last moved for

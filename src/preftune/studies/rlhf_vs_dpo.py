@@ -12,6 +12,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -23,6 +24,7 @@ import yaml
 
 from preftune.data.writing import write_records
 from preftune.errors import PreftuneError
+from preftune.files import write_whole
 from preftune.quiet import without_progress_bars
 from preftune.sandbox.preferences import PolicyEvaluation, base_model, evaluate_policy, held_out_pairs, pairs
 from preftune.sandbox.world import MAX_RESPONSE_TOKENS, prompts
@@ -83,6 +85,7 @@ class Stage:
         generated: tokens that it sampled.
         examples: that its steps learned from, each as often as it was.
         peak: of its process's memory, bytes.
+        accuracy: on the held-out pairs at its end; None of PPO, whose data they are not.
     """
 
     road: str
@@ -94,6 +97,7 @@ class Stage:
     generated: int
     examples: int
     peak: int
+    accuracy: float | None = None
 
 
 @dataclass(frozen=True)
@@ -209,18 +213,31 @@ def study(out: Path, quick: bool = False, show: bool = False) -> Compared:
     for seed in form.seeds:
         folder = out / f"seed-{seed}"
         kept = folder / "found.json"
-        if not kept.exists():
+        known = _kept(kept, form, files)
+        if known is None:
             _tell(show, f"seed {seed}")
-            found = _seed(folder, seed, form, files, show)
-            kept.write_text(json.dumps([[asdict(one) for one in part] for part in found]), encoding="utf-8")
-        of_stages, of_looks = json.loads(kept.read_text(encoding="utf-8"))
-        stages += [Stage(**one) for one in of_stages]
-        looks += [Look(**one) for one in of_looks]
+            known = _seed(folder, seed, form, files, show)
+            parts = [[asdict(one) for one in part] for part in known]
+            whole = {"form": asdict(form), "configs": files, "stages": parts[0], "looks": parts[1]}
+            write_whole(kept, json.dumps(whole).encode())
+        stages += known[0]
+        looks += known[1]
     _tell(show, "memory")
     memory = _memory(out / "memory", form, files)
     compared = Compared(form, stages, looks, memory, files)
     _write(out, compared)
     return compared
+
+
+def _kept(path: Path, form: Form, files: Mapping[str, str]) -> tuple[list[Stage], list[Look]] | None:
+    """What a seed came to, if it is done, in this form and from these configs."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if found["form"] != json.loads(json.dumps(asdict(form))) or found["configs"] != dict(files):
+            return None
+        return [Stage(**one) for one in found["stages"]], [Look(**one) for one in found["looks"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # not there, or not whole: it is made anew
 
 
 def _seed(folder: Path, seed: int, form: Form, files: Mapping[str, str], show: bool) -> tuple[list[Stage], list[Look]]:
@@ -262,9 +279,12 @@ def _run(
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     begun, seconds, sizes = time.perf_counter(), list[float](), list[int]()
     command = [sys.executable, "-m", "preftune", "train", file.name, "-q", *words]
-    with subprocess.Popen(
-        command, cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    ) as process:
+    with (
+        tempfile.TemporaryFile("w+", encoding="utf-8") as words_said,
+        subprocess.Popen(
+            command, cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=words_said, text=True
+        ) as process,
+    ):
         watched = psutil.Process(process.pid)
         while process.poll() is None:
             try:
@@ -274,7 +294,9 @@ def _run(
             seconds.append(time.perf_counter() - begun)
             sizes.append(size)
             time.sleep(WATCHED)
-        said = process.communicate()[1]
+        process.wait()
+        words_said.seek(0)
+        said = words_said.read()
     if process.returncode:
         last = (said.strip().splitlines() or ["it says nothing"])[-1]
         raise PreftuneError(f"the stage {name} of seed {seed} failed in {folder}: {last.removeprefix('error: ')}")
@@ -283,7 +305,8 @@ def _run(
     rounds = [line for line in _lines(folder / output) if line["kind"] == "round"]
     generated = rounds[-1]["tokens_sampled"] if rounds else 0
     numbers = (summary["training_seconds"], summary["steps"], generated, summary["examples"])
-    return Stage(road, name, seed, wall, *numbers, max(sizes)), Memory(name, 0, seconds, sizes)
+    accuracy = summary["after"].get("preference_accuracy")
+    return Stage(road, name, seed, wall, *numbers, max(sizes), accuracy), Memory(name, 0, seconds, sizes)
 
 
 def _looks(run: Path, road: str, seed: int, before: float, form: Form) -> list[Look]:

@@ -98,6 +98,7 @@ def test_a_process_that_is_killed_takes_no_more_than_its_cell_with_it(tmp_path):
     assert [each.cell for each in seen] == CELLS[:3]
     assert seen[1].failed == "its process ended with signal 9: it was killed, or memory ran out"
     assert [each.failed for each in (seen[0], seen[2])] == [None, None]
+    assert Results(tmp_path).missing(CELLS[:3]) == [CELLS[1]]  # it may have been the machine: it is tried again
 
 
 def test_a_file_that_holds_something_else_is_refused(tmp_path):

@@ -28,7 +28,7 @@ DPO leads with all pairs. For online learning, the judge is `preftune.sandbox.li
 `max_new_tokens` is 4.
 
 The reward has three components in tension. The words that help most, `f` and `g`, are those that may harm; `e`, a
-caveat, takes the harm from the word that follows it, and costs help. Honesty binds the last word to the first, and lets
+caveat, takes the harm from the word that follows it, and costs help. Honesty says the first word again, and lets
 no harmful word follow a claim, `c`. `rule` says all of it.
 """
 

@@ -115,7 +115,8 @@ def _sources(form: Form) -> tuple[Condition, ...]:
 
 
 def _sizes(form: Form) -> tuple[Condition, ...]:
-    return tuple(Condition(f"{pairs:,} pairs", Preferences(pairs=pairs), form.updates) for pairs in form.sizes)
+    updates = max(form.updates, -(-max(form.sizes) // 64))  # one pass over the most pairs, of 64 to an update
+    return tuple(Condition(f"{pairs:,} pairs", Preferences(pairs=pairs), updates) for pairs in form.sizes)
 
 
 def _shift(form: Form) -> tuple[Condition, ...]:
@@ -158,8 +159,8 @@ AXES: dict[str, Axis] = {
         Axis(
             "sizes",
             "Few pairs and many",
-            "With as many updates for all: what do 20 pairs teach, and what 5,000? How far apart are training and "
-            "held-out pairs?",
+            "With as many updates for all (but for SFT, whose strength is their number): what do 20 pairs teach, and "
+            "what 5,000? How far apart are training and held-out pairs?",
             ("reference", "sft", "dpo", "ipo"),
         ),
         Axis(

@@ -28,7 +28,8 @@ Told = Callable[[Outcome], None]
 class Results:
     """The outcomes of a study's cells, on disk as soon as they are known.
 
-    A cell that has a line is never run again, failed ones included: to try one again, delete its line.
+    A cell that has come to something is never run again. One that failed is tried again when the study is started
+    again, since what failed may have been the machine; its last line counts.
 
     Args:
         folder: of the study; made if it is not there.
@@ -60,8 +61,9 @@ class Results:
         self.outcomes[outcome.cell.key] = outcome
 
     def missing(self, cells: Iterable[Cell]) -> list[Cell]:
-        """Those of the cells that have no outcome yet, each once, in order."""
-        return list({cell.key: cell for cell in cells if cell.key not in self.outcomes}.values())
+        """Those of the cells that have come to nothing yet, each once, in order."""
+        done = {key for key, outcome in self.outcomes.items() if outcome.failed is None}
+        return list({cell.key: cell for cell in cells if cell.key not in done}.values())
 
     def close(self) -> None:
         """Let other processes write."""

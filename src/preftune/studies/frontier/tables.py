@@ -32,6 +32,7 @@ AVERAGED = (
     "sampled_tokens",
     "training_seconds",
 )
+OF_THE_OPTIMUM = ("best", "share", "regret", "attainable")
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Point:
         rate: learning rate; None of what is not trained.
         figures: means over seeds, by name, of `AVERAGED`; those that no seed has are left out.
         parts: mean of each component of the reward.
-        regret_by_seed: to compare with others; seeds without a known regret are left out.
+        regret_by_seed: to compare with others; empty unless it is known of every seed.
         kl_by_seed: of the same seeds.
         failed: how many seeds failed.
     """
@@ -86,6 +87,9 @@ def _point(condition: str, method: Method, strength: float, group: Sequence[Outc
         return mean(known) if known else None
 
     figures = {name: averaged(lambda found, name=name: found.get(name)) for name in AVERAGED}  # type: ignore[misc]
+    # beyond the end of a sampled optimum there is no regret: a mean over the seeds that stayed within would flatter
+    within = all(each.figures["regret"] is not None for each in done)
+    figures |= {} if within else dict.fromkeys(OF_THE_OPTIMUM)
     names = done[0].figures["parts"] if done else ()
     parts = {name: averaged(lambda found, name=name: found["parts"][name]) for name in names}  # type: ignore[misc]
     return Point(
@@ -95,8 +99,8 @@ def _point(condition: str, method: Method, strength: float, group: Sequence[Outc
         group[0].cell.rate,
         {name: value for name, value in figures.items() if value is not None},
         {name: value for name, value in parts.items() if value is not None},
-        {each.cell.seed: each.figures["regret"] for each in done if each.figures["regret"] is not None},
-        {each.cell.seed: each.figures["kl"] for each in done if each.figures["regret"] is not None},
+        {each.cell.seed: each.figures["regret"] for each in done if within},
+        {each.cell.seed: each.figures["kl"] for each in done if within},
         len(group) - len(done),
     )
 
