@@ -464,7 +464,7 @@ def test_the_template_of_init_holds_every_key_and_gives_the_defaults(tmp_path: P
 
     assert load(file=tmp_path / "config.yaml") == RunConfig()
     for key in leaves(RunConfig):
-        if not key.startswith("model.lora."):  # none by default
+        if not key.startswith(("model.lora.", "online.")):  # none by default
             assert f"{key.rpartition('.')[2]}:" in text
 
 

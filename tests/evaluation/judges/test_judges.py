@@ -246,8 +246,12 @@ def test_a_run_with_adapters_is_a_judge_too(made: Made) -> None:
 
 
 def test_what_a_reward_model_cannot_read(reward_run: preftune.Run) -> None:
-    with pytest.raises(PreftuneError, match=r"cannot read row 0: .*empty"):
-        preferences(f"reward:{reward_run.path}", [compared("", GOOD)])
+    with pytest.raises(PreftuneError, match=r"cannot read row 0: .*<\|end\|>"):
+        preferences(f"reward:{reward_run.path}", [compared("The cast <|end|> was good.", GOOD)])
+
+
+def test_a_reward_model_scores_an_empty_answer_by_its_end_token(reward_run: preftune.Run) -> None:
+    assert preferences(f"reward:{reward_run.path}", [compared("", GOOD), compared("", "")])[1] == 0.5
 
 
 # --- language models behind endpoints ---------------------------------------------------------------------------------
