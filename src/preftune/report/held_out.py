@@ -187,7 +187,7 @@ def _reliability(calibration: dict[str, Any]) -> Panel | None:
     if not points:
         return None
     points.sort(key=lambda point: point[0])
-    most = max(pairs for *_, pairs in points) or 1.0
+    most = max(1.0, *(pairs for *_, pairs in points))
     bounds = [ends or (accuracy, accuracy) for _, accuracy, ends, _ in points]
     lowest = min(0.5, *(confidence for confidence, *_ in points))
     curve = go.Scatter(
@@ -206,7 +206,7 @@ def _reliability(calibration: dict[str, Any]) -> Panel | None:
         name="pairs in this bin",
         mode="lines+markers",
         line={"color": HELD_OUT, "width": 2},
-        marker={"size": [round(7 + 9 * (pairs / most) ** 0.5, 1) for *_, pairs in points]},
+        marker={"size": [round(7 + 9 * (max(0.0, pairs) / most) ** 0.5, 1) for *_, pairs in points]},
         hovertemplate="right in %{y:.1%} of %{customdata:,} pairs<extra></extra>",
     )
     perfect = go.Scatter(
