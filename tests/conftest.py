@@ -7,6 +7,12 @@ import sys
 import tempfile
 from pathlib import Path
 
+from hypothesis import settings
+
 sys.path.insert(0, str(Path(__file__).parent))
 # set here and not in a fixture: other fixtures of the whole session, and commands they start, train models too
 os.environ["PREFTUNE_CACHE"] = tempfile.mkdtemp(prefix="preftune-tests-")
+# The same cases each time, so that what lands is what was tested; `make fuzz` looks further.
+settings.register_profile("fixed", derandomize=True)
+if os.environ.get("PREFTUNE_FUZZ", "1") == "1":
+    settings.load_profile("fixed")
