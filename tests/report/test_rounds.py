@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import WriteRun
 
 import preftune
 from preftune.report import rounds
@@ -99,7 +99,7 @@ def test_answers_of_the_first_round_and_the_last_are_shown_the_best_first() -> N
     assert many[0].prompts[0].left_out == 12
 
 
-def test_the_page_shows_rounds_and_says_whether_the_score_rose(write_run: WriteRun) -> None:
+def test_the_page_shows_rounds_and_says_whether_the_score_rose(write_run: Callable[..., Path]) -> None:
     folder = write_run(config=CONFIG, metrics=HISTORY, samples=None, summary=SUMMARY)
     answers = {"round": 0, "prompt": "<b>p</b>", "responses": ["<script>alert(1)</script>"], "scores": [1.0]}
     (folder / "rollouts.jsonl").write_text(json.dumps(answers) + "\n")
@@ -115,7 +115,7 @@ def test_the_page_shows_rounds_and_says_whether_the_score_rose(write_run: WriteR
     assert "Nothing was measured" not in better
 
 
-def test_a_run_on_data_has_no_rounds(write_run: WriteRun) -> None:
+def test_a_run_on_data_has_no_rounds(write_run: Callable[..., Path]) -> None:
     assert 'id="rounds"' not in render(read(write_run()))
 
 

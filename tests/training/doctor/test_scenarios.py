@@ -5,12 +5,15 @@ How often they do over several seeds and settings: benchmarks/training_doctor.py
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
-from conftest import Carried
-from scenarios import CURED, HEALTHY, SICK, healthy
+from scenarios import CURED, HEALTHY, SICK, Scenario, healthy
 
 from preftune.training.doctor.rules import RULES
 
+Carried = Callable[[Scenario], dict[str, Any]]
 BY_NAME = {rule.name: rule for rule in RULES}
 
 
