@@ -6,6 +6,7 @@ machine the result is the same, bit for bit, every time.
 
 import random
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -69,11 +70,25 @@ def train(steps: int = 3000, batch_size: int = 64, learning_rate: float = 6e-3, 
     torch.manual_seed(seed)
     rng = random.Random(seed)
     tokenizer = make_tokenizer()
-    model = make_model(tokenizer).train()
+    return fit(make_model(tokenizer), lambda: make_batch(tokenizer, rng, batch_size), steps, learning_rate)
+
+
+def fit(
+    model: Qwen3ForCausalLM, batch: Callable[[], tuple[Tensor, Tensor]], steps: int, learning_rate: float
+) -> Qwen3ForCausalLM:
+    """Train a model in place on fresh batches, and say how it goes.
+
+    Args:
+        model: with random weights.
+        batch: gives inputs and targets, each (size, longest); -100 is no target.
+        steps: updates of AdamW.
+        learning_rate: its peak.
+    """
+    model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.05)
     for step in range(steps):
-        ids_BL, targets_BL = make_batch(tokenizer, rng, batch_size)
+        ids_BL, targets_BL = batch()
         logits_BLV = model(input_ids=ids_BL, use_cache=False).logits
         loss = cross_entropy(logits_BLV.flatten(0, 1), targets_BL.flatten())
         optimizer.zero_grad()

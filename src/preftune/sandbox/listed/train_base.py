@@ -14,12 +14,11 @@ from pathlib import Path
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from preftune.sandbox.listed.language import ASKED, BASE, END, LONGEST, PROMPTS, words_of
 from preftune.sandbox.listed.rule import COMMON, ECHOES, ENDS, FOLLOWS, RETURNS, WORDS
-from preftune.sandbox.train_base import save
+from preftune.sandbox.train_base import fit, save
 
 END_TOKEN = "<|end|>"
 
@@ -96,21 +95,7 @@ def train(steps: int = 2000, batch_size: int = 256, learning_rate: float = 6e-3,
     """Train the reference on fresh responses to all prompts; the loss is on the responses alone."""
     torch.manual_seed(seed)
     rng = random.Random(seed)
-    model = make_model().train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.05)
-    for step in range(steps):
-        ids_BT, targets_BT = make_batch(rng, batch_size)
-        logits_BTV = model(input_ids=ids_BT, use_cache=False).logits
-        loss = cross_entropy(logits_BTV.flatten(0, 1), targets_BT.flatten())
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        if step % 100 == 0 or step == steps - 1:
-            print(f"step {step:4d}  loss {loss.item():.4f} nats per token", flush=True)
-    return model.eval()
+    return fit(make_model(), lambda: make_batch(rng, batch_size), steps, learning_rate)
 
 
 def main() -> None:
