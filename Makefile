@@ -37,11 +37,11 @@ GSM8K ?= ../shared/data/gsm8k
 study-credit: $(VENV)/.installed
 	$(BIN)/preftune study credit --out runs/credit $(if $(wildcard $(GSM8K)/train.jsonl),--data $(GSM8K))
 
-# Three seeds of three methods: about 15 minutes on one core.
+# Three seeds of three methods: nine minutes on one of two busy cores.
 study-reach: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/preftune study reach --out docs/studies/reach
 
-# Five seeds of both roads: about 15 minutes on one core.
+# Five seeds of both roads.
 study-rlhf-vs-dpo: $(VENV)/.installed
 	$(BIN)/preftune study rlhf-vs-dpo --out runs/rlhf-vs-dpo
 
