@@ -21,6 +21,7 @@ _GROUPS = (
     "judging",
     "inspecting",
     "reporting",
+    "prompting",
     "studies",
 )  # as in --help
 for _commands in _GROUPS:

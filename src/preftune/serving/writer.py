@@ -16,6 +16,7 @@ from preftune.data.examples import Example, Ids
 from preftune.data.records import Demonstration, Text, Where
 from preftune.data.rendering import Renderer, RenderingConfig
 from preftune.errors import PreftuneError
+from preftune.evaluation.continuing import continuation
 from preftune.evaluation.sampling import Sampled, sample
 from preftune.serving.adapters import Adapters
 from preftune.serving.asked import CHAT_TOKENS, Asked, RequestError, Tokens
@@ -228,13 +229,6 @@ class Writer:
 
     def _choice(self, prompt: Ids, sampled: Sampled, most: int, stop: Sequence[str]) -> Choice:
         ids, ended = sampled.ids[:most], sampled.ended and len(sampled.ids) <= most
-        text = self._text(prompt, ids)
+        text = continuation(self.model.tokenizer, prompt, ids)
         at = min((place for each in stop if (place := text.find(each)) >= 0), default=-1)
         return Choice(text if at < 0 else text[:at], ended or at >= 0, ids)
-
-    def _text(self, prompt: Ids, ids: Ids) -> str:
-        """The answer's text, with the space that some tokenizers drop at the start of a text."""
-        options = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
-        before = str(self.model.tokenizer.decode(prompt, **options))
-        whole = str(self.model.tokenizer.decode(np.concatenate([prompt, ids]), **options))
-        return whole[len(before) :] if whole.startswith(before) else str(self.model.tokenizer.decode(ids, **options))
