@@ -9,6 +9,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import Literal
 
 from preftune.prompting.language import language_change
@@ -40,7 +41,12 @@ def protected(text: str, marks: Iterable[Mark] = ()) -> list[Span]:
         >>> [span.text for span in protected('Add 1,200.50 and 5% to "x1", see {table}.')]
         ['1,200.50', '5%', '"x1"', '{table}']
     """
-    return merged(spans(text, marks), text)
+    return list(_protected(text, tuple(marks)))
+
+
+@lru_cache(maxsize=32)  # a prompt is held against all of its candidates
+def _protected(text: str, marks: tuple[Mark, ...]) -> tuple[Span, ...]:
+    return tuple(merged(spans(text, marks), text))
 
 
 def problem(
