@@ -156,9 +156,7 @@ class ByJudge(Comparer):
         self, candidates: Mapping[str, Sequence[Candidate]], answers: Answers, progress: Progress | None = None
     ) -> list[Compared]:
         pairs = [
-            pair
-            for source, some in candidates.items()
-            for pair in in_turn(some, source, self._seed)[: self._most]
+            pair for source, some in candidates.items() for pair in in_turn(some, source, self._seed)[: self._most]
         ]
         asked: list[Comparison] = []
         said: list[list[int | None]] = []  # of each pair, which comparison each vote is; None: equal answers
