@@ -39,7 +39,8 @@ class Checker(ABC):
         """
         if prompt.ground_truth is None:
             raise PreftuneError(
-                f"{prompt.where} has no right answer for checker {self.name}: add a column ground_truth, or name a judge"
+                f"{prompt.where} has no right answer for checker {self.name}: add a column ground_truth, or "
+                "name a judge"
             )
         why = self._unreadable(prompt)
         if why:

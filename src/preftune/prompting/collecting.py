@@ -1,4 +1,4 @@
-"""The command `preftune prompts collect`: naive prompts -> pairs of rewrites, of which generators showed one to be better.
+"""The command `preftune prompts collect`: naive prompts -> pairs of rewrites of which one has shown to be better.
 
 prompts -> rewrites by each rewriter -> those that may be compared -> answers of each generator -> verdicts -> pairs
 
@@ -123,12 +123,12 @@ def collect(
     started = time.monotonic()
     with _Crew(settings, out / KEPT, budget) as crew:
         crew.comparer.ready(prompts)
+        shown = _naive_responses(prompts, crew, settings, progress) if settings.show_response else {}
         spent: dict[str, Spent] = {}
-        shown = _naive_responses(prompts, crew, settings, spent, progress) if settings.show_response else {}
         candidates, left_out = _rewrites(prompts, crew, settings, shown, spent, progress)
         answers, candidates, refused = _answers(prompts, candidates, crew, settings, spent, progress)
         able = {source: some for source, some in candidates.items() if len(some) > 1}
-        compared = crew.comparer.compare(able, answers, lambda done, of: progress("comparing", done, of))
+        compared = crew.comparer.compare(able, answers, _told(progress, "comparisons"))
         found = Collected(
             prompts=prompts,
             candidates=candidates,
@@ -244,17 +244,13 @@ def _is_remote(spec: str) -> bool:
 
 
 def _naive_responses(
-    prompts: Sequence[NaivePrompt],
-    crew: _Crew,
-    settings: CollectSettings,
-    spent: dict[str, Spent],
-    progress: Progress,
+    prompts: Sequence[NaivePrompt], crew: _Crew, settings: CollectSettings, progress: Progress
 ) -> dict[str, str]:
     """What the first generator answers to the prompts as they are, by id."""
     name = settings.generators[0]
     texts = list(dict.fromkeys(prompt.prompt for prompt in prompts))
     with crew.generator(name) as generator:
-        found = generator.write(texts, settings.answering, lambda done, of: progress(f"answers of {name}", done, of))
+        found = generator.write(texts, settings.answering, _told(progress, f"answers of {name}"))
     by_text = dict(zip(texts, found, strict=True))
     return {prompt.id: by_text[prompt.prompt][0].text for prompt in prompts}
 
@@ -283,10 +279,7 @@ def _rewrites(
             replies = [[Reply(prompt.prompt)] for prompt in prompts]
         else:
             with crew.rewriter(spec) as rewriter:
-                what = f"rewrites of {spec}"
-                replies = rewriter.replies(
-                    asked, settings.rewriting, lambda done, of, what=what: progress(what, done, of)
-                )
+                replies = rewriter.replies(asked, settings.rewriting, _told(progress, f"rewrites of {spec}"))
             spent[f"rewriter {spec}"] = Spent.on(replies)
         for prompt, some in zip(prompts, replies, strict=True):
             written[prompt.id] += [(spec, reply) for reply in some]
@@ -322,8 +315,7 @@ def _answers(
     refusals: dict[str, str] = {}
     for name in settings.generators:
         with crew.generator(name) as generator:
-            what = f"answers of {name}"
-            found = generator.write(texts, settings.answering, lambda done, of, what=what: progress(what, done, of))
+            found = generator.write(texts, settings.answering, _told(progress, f"answers of {name}"))
         spent[f"generator {name}"] = Spent.on(found)
         answers[name] = {text: [reply.text for reply in some] for text, some in zip(texts, found, strict=True)}
         for text, some in zip(texts, found, strict=True):
@@ -338,3 +330,8 @@ def _answers(
         if each.text in refusals
     ]
     return answers, good, bad
+
+
+def _told(progress: Progress, what: str) -> Callable[[int, int], object]:
+    """Progress of one stage."""
+    return lambda done, of: progress(what, done, of)

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-from preftune.evaluation.judges import Comparison, Judge
+from preftune.evaluation.judges import Comparison, Judge, Verdict
 from preftune.prompting.candidates import Candidate
 from preftune.prompting.checkers import Checker
 from preftune.prompting.generators import Progress
@@ -109,7 +109,8 @@ class ByChecker(Comparer):
     ) -> list[Compared]:
         found: list[Compared] = []
         for done, (source, some) in enumerate(candidates.items(), 1):
-            decided, rest = [], []
+            decided: list[Compared] = []
+            rest: list[Compared] = []
             for a, b in in_turn(some, source, self._seed):
                 pair = self._compared(a, b, answers)
                 (rest if pair.better is None else decided).append(pair)
@@ -175,7 +176,7 @@ class ByJudge(Comparer):
             for (a, b), places in zip(pairs, said, strict=True)
         ]
 
-    def _verdicts(self, asked: list[Comparison], progress: Progress | None):  # type: ignore[no-untyped-def]
+    def _verdicts(self, asked: list[Comparison], progress: Progress | None) -> list[Verdict]:
         done = 0
 
         def tell(more: int) -> None:

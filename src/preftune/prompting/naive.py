@@ -53,7 +53,8 @@ def read_prompts(source: Source, limit: int | None = None) -> list[NaivePrompt]:
         PreftuneError: if it cannot be read, a row has no prompt or a too long one, or two prompts share an id.
     """
     found: dict[str, NaivePrompt] = {}
-    for prompt in _lines(Path(source)) if _is_text(source) else _rows(source):
+    text = isinstance(source, str | Path) and Path(source).suffix.lower() in TEXTS and Path(source).is_file()
+    for prompt in _lines(Path(str(source))) if text else _rows(source):
         if len(prompt.prompt) > LONGEST:
             raise PreftuneError(
                 f"{prompt.where}: the prompt has {len(prompt.prompt):,} characters, expected at most {LONGEST:,}: "
@@ -65,10 +66,6 @@ def read_prompts(source: Source, limit: int | None = None) -> list[NaivePrompt]:
                 f"{prompt.where} and {same.where} have the id {prompt.id!r} and different prompts: give each its own"
             )
     return list(islice(found.values(), limit))
-
-
-def _is_text(source: Source) -> bool:
-    return isinstance(source, str | Path) and Path(source).suffix.lower() in TEXTS and Path(source).is_file()
 
 
 def _lines(path: Path) -> Iterator[NaivePrompt]:
