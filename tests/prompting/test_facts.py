@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -167,11 +168,11 @@ PIECES = st.one_of(
 PROMPTS = st.lists(PIECES, min_size=1, max_size=12).map(" ".join)
 
 
-@given(PROMPTS, st.sampled_from(["Think carefully, please.", "Say what follows."]))
-def test_spans_lie_in_the_text_in_order_and_apart(text: str, _: str) -> None:
+@given(PROMPTS)
+def test_spans_lie_in_the_text_in_order_and_apart(text: str) -> None:
     found = protected(text)
     assert [text[span.start : span.end] for span in found] == [span.text for span in found]
-    assert all(one.end <= other.start for one, other in zip(found, found[1:], strict=False))
+    assert all(one.end <= other.start for one, other in pairwise(found))
     assert all(span.text.strip() == span.text for span in found if span.kind != "code")
 
 
@@ -182,7 +183,7 @@ def test_what_passes_holds_every_span_in_order(text: str, rewrite: str) -> None:
         if problem(text, candidate) is None:
             rest = candidate
             for span in protected(text):
-                before, found, rest = rest.partition(span.text)
+                _, found, rest = rest.partition(span.text)
                 assert found == span.text, (text, candidate, span)
 
 
