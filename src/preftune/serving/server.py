@@ -220,10 +220,12 @@ def _whole(asked: Asked, written: Written, model: str) -> dict[str, Any]:
 
 
 def _chunks(asked: Asked, written: Written, model: str) -> Iterator[dict[str, Any]]:
-    about = _about(asked, model, True) | ({} if written.about is None else {"preftune": dict(written.about)})
+    about = _about(asked, model, True)
+    more = {} if written.about is None else {"preftune": dict(written.about)}
 
     def chunk(index: int, said: dict[str, Any], finish: str | None = None) -> dict[str, Any]:
-        return {**about, "choices": [{"index": index, "logprobs": None, "finish_reason": finish, **said}]}
+        choices = [{"index": index, "logprobs": None, "finish_reason": finish, **said}]
+        return {**about, "choices": choices, **(more if finish and index == 0 else {})}
 
     for index, choice in enumerate(written.choices):
         if asked.chat:
