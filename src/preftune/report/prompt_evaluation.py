@@ -37,7 +37,7 @@ def show(found: Evaluated, out: Path, console: Console | None = None) -> None:
         gains = _terminal(f"{_name(row, found)} less naive", ("benchmark", "gain", "95% interval", *COUNTS))
         for title in found.asking:
             one = row.benchmarks[title]
-            gains.add_row(escape(title), *_gain(one), f"{one.won:,}", f"{one.lost:,}", f"{one.same:,}", f"{one.p:.2g}")
+            gains.add_row(escape(title), *_gain(one), f"{one.won:,}", f"{one.lost:,}", f"{one.same:,}", _chance(one.p))
         gains.add_row(AVERAGE, *_gain(row.weighted))
         gains.add_row(SIMPLE, *_gain(row.simple))
         console.print(gains, highlight=False)
@@ -70,10 +70,8 @@ def page(found: Evaluated) -> Page:
         figures=[_bars(found)],
         tables=[
             *(
-                Table(
-                    title, "Rows are wordings, columns benchmarks; the averages over benchmarks are named apart.", *rest
-                )
-                for title, *rest in _tables(found)
+                Table(title, "Rows are wordings, columns benchmarks with their numbers of questions.", header, lines)
+                for title, header, lines in _tables(found)
             ),
             _won(found),
             _rewrites(found),
@@ -185,6 +183,10 @@ def _points(share: float) -> str:
     return f"{100 * share:+.2f}"
 
 
+def _chance(p: float) -> str:
+    return f"{p:.3f}" if p >= 0.001 else "< 0.001"
+
+
 def _won(found: Evaluated) -> Table:
     rows = []
     for row in found.rows:
@@ -198,7 +200,7 @@ def _won(found: Evaluated) -> Table:
                     f"{one.won:,}",
                     f"{one.lost:,}",
                     f"{one.same:,}",
-                    f"{one.p:.3g}",
+                    _chance(one.p),
                     ""
                     if clean is None
                     else f"{percent(clean.naive)} to {percent(clean.optimised)} ({clean.questions:,})",
