@@ -204,7 +204,7 @@ class Evaluated:
         """What the file of figures holds; scores in percent."""
         return {
             "command": this_command(),
-            "settings": asdict(settings),
+            "settings": {**asdict(settings), "prompts": settings.prompts and str(settings.prompts)},
             "benchmarks": {
                 title: {
                     "questions": len(some),
