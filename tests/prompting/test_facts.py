@@ -6,7 +6,7 @@ import re
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from preftune.prompting.facts import problem, protected
@@ -78,6 +78,8 @@ def test_marks_are_texts_patterns_and_places() -> None:
     assert [span.text for span in protected(text, marks)] == ["Translate", "Guten Tag", "Ann"]
     assert problem(text, "Please translate Guten Tag for Ann.", marks) is not None, "an upper-case letter was marked"
     assert problem(text, "Translate this greeting, Guten Tag, for our Ann.", marks) is None
+    assert problem("Annie sings", "Annie sings well", ["Ann"]) is None, "it stood inside of a word before"
+    assert problem("Ann sings", "Annie sings well", ["Ann"]) == "'Ann' is missing or altered"
     with pytest.raises(ValueError, match="lies outside a text of 28"):
         protected(text, [(3, 29)])
 
@@ -118,6 +120,9 @@ def test_marks_are_texts_patterns_and_places() -> None:
         ("Why?", " Why?\n", "it is the same as the prompt"),
         ("Why is it?", "Why is\x00 it so?", "it has the character U+0000, which is no text"),
         ("Why is it?", "Why is it \ufffd so?", "U+FFFD"),
+        ("Why is it?", "Why is\u202e it so?", "U+202E"),
+        ("Add 12 to x", "Add 1\u200b2 to x", "U+200B"),
+        ("Add 12 to x", "Add \uff11\uff12 to x", "'12' is missing or altered"),
         ("Why?\r\n```\r\na\r\n```", "But why?\r\n```\r\na\r\n```", None),
         ("Why?\r\n```\r\na\r\n```", "But why?\n```\na\n```", "is missing or altered"),
         ("Add 3 to 5", "Add 3 to 5, and remember that 5 comes last.", None),
@@ -168,6 +173,7 @@ PIECES = st.one_of(
 PROMPTS = st.lists(PIECES, min_size=1, max_size=12).map(" ".join)
 
 
+@settings(deadline=None)
 @given(PROMPTS)
 def test_spans_lie_in_the_text_in_order_and_apart(text: str) -> None:
     found = protected(text)
@@ -176,6 +182,7 @@ def test_spans_lie_in_the_text_in_order_and_apart(text: str) -> None:
     assert all(span.text.strip() == span.text for span in found if span.kind != "code")
 
 
+@settings(deadline=None)
 @given(PROMPTS, PROMPTS)
 def test_what_passes_holds_every_span_in_order(text: str, rewrite: str) -> None:
     """Held against the plainest search there is."""
@@ -187,6 +194,7 @@ def test_what_passes_holds_every_span_in_order(text: str, rewrite: str) -> None:
                 assert found == span.text, (text, candidate, span)
 
 
+@settings(deadline=None)
 @given(PROMPTS, st.data())
 def test_no_single_character_of_a_span_can_change(text: str, data: st.DataObject) -> None:
     found = protected(text)
@@ -212,3 +220,11 @@ def test_a_long_prompt_takes_no_long_time() -> None:
         begin = time.perf_counter()
         problem(text, text + " Think!")
         assert time.perf_counter() - begin < 10, piece
+
+
+@settings(deadline=None)
+@given(PROMPTS)
+def test_a_kind_sentence_before_and_after_is_no_harm(text: str) -> None:
+    if text.strip():
+        told = problem(text, f"Please answer this.\n\n{text.strip()}\n\nThink about it.", limit=10**6)
+        assert told is None or "option" in told, "an open list of options takes in what follows"

@@ -126,8 +126,9 @@ def test_data_is_never_shown_and_never_changed() -> None:
     (found,) = run(["Summarise the text." + data], function, input_after="Text:")
     assert found.text == "Summarise the text." + PLAN + data
     assert "“b”" not in "".join(seen)
-    with pytest.raises(PreftuneError, match=r"prompt 1 has no 'Text:', after which its data was said to begin"):
-        run(["Do it. Text: x", "Do it."], input_after="Text:")
+    with_data, without = run(["Do it. Text: x", "Do it."], input_after="Text:")
+    assert (with_data.changed, without.text, without.changed) == (True, "Do it.", False)
+    assert without.reason == "it has no 'Text:', at which its data was said to begin"
     with pytest.raises(PreftuneError, match="prompt 0 has nothing before 'Text:', expected text"):
         run(["Text: x"], input_after="Text:")
 

@@ -125,11 +125,13 @@ def _by_accuracy(naive: Sequence[bool], others: Sequence[Sequence[bool]]) -> Cho
 def _answers(
     generator: Generator | None, sampling: GeneratorSampling, prompts: Sequence[str], progress: Progress | None
 ) -> dict[str, str]:
-    """What is answered to each prompt; without a generator, the prompts."""
+    """What is answered to each prompt: nothing to one that is not taken. Without a generator, the prompts."""
     different = list(dict.fromkeys(prompts))
     if generator is None:
         return {prompt: prompt for prompt in different}
     replies = generator.write(different, sampling, progress)
-    if refused := next((some[0].refused for some in replies if some[0].refused), ""):
-        raise PreftuneError(f"{generator.name} does not take a prompt ({refused}): name another generator")
+    if different and all(some[0].refused for some in replies):
+        raise PreftuneError(
+            f"{generator.name} takes none of {len(different)} prompts ({replies[0][0].refused}): name another generator"
+        )
     return {prompt: some[0].text for prompt, some in zip(different, replies, strict=True)}

@@ -97,7 +97,7 @@ def problem(
 
 def _lost(original: str, rewrite: str, marks: Sequence[Mark], order: bool) -> str | None:
     wanted = protected(original, marks)
-    found = _Places(rewrite)
+    found = _Places(original, rewrite)
     if order:
         place = 0
         for span in wanted:
@@ -128,17 +128,20 @@ def _missing(span: Span, found: _Places) -> str:
 class _Places:
     """Where in a rewrite a span stands as what it was: 12 is not found in 312, nor in 12.5 or -12."""
 
-    def __init__(self, text: str) -> None:
-        self._text = text
+    def __init__(self, original: str, rewrite: str) -> None:
+        self._original, self._text = original, rewrite
         self._whole: dict[str, list[Span]] = {}
-        for span in [*numbers(text), *_number_words(text)]:
+        for span in [*numbers(rewrite), *_number_words(rewrite)]:
             self._whole.setdefault(span.text, []).append(span)
 
     def next(self, span: Span, place: int) -> int | None:
         """The first character of the first one from a place on."""
         if span.kind in _SEARCHED:
+            before, after = _cuts(self._original, span.start), _cuts(self._original, span.end)
             while (at := self._text.find(span.text, place)) >= 0:
-                if self._bounded(at, at + len(span.text)):
+                end = at + len(span.text)
+                # a mark may stand inside of a word, but only if it did
+                if _cuts(self._text, at) <= before and _cuts(self._text, end) <= after:
                     return at
                 place = at + 1
             return None
@@ -147,13 +150,10 @@ class _Places:
                 return each.start
         return None
 
-    def _bounded(self, start: int, end: int) -> bool:
-        """Neither end cuts a word, a number, a link or a row of marks in two."""
-        text = self._text
-        return not (
-            _joined(text[max(0, start - 2) : start], text[start : start + 2])
-            or _joined(text[max(0, end - 2) : end], text[end : end + 2])
-        )
+
+def _cuts(text: str, place: int) -> bool:
+    """True if a word, a number or a row of marks goes on beyond this place."""
+    return _joined(text[max(0, place - 2) : place], text[place : place + 2])
 
 
 def _joined(before: str, after: str) -> bool:
@@ -241,10 +241,11 @@ def _unprotected(text: str, marks: Iterable[Mark]) -> str:
 
 
 def _odd_character(original: str, rewrite: str) -> str | None:
-    """A control character, half a surrogate pair or the sign of broken text that the original does not have."""
+    """A character of control, an invisible one, half a pair or the sign of broken text that the original has not."""
     for char in rewrite:
-        odd = unicodedata.category(char) in ("Cc", "Cs", "Co", "Cn") or char == "\ufffd"
-        if odd and char not in "\n\r\t" and char not in original:
+        odd = unicodedata.category(char) in ("Cc", "Cf", "Cs", "Co", "Cn") or char == "\ufffd"
+        # emoji and Persian join letters
+        if odd and char not in "\n\r\t\u200c\u200d" and char not in original:
             return f"U+{ord(char):04X}"
     return None
 

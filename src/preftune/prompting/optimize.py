@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 from preftune.errors import PreftuneError
@@ -14,9 +15,14 @@ from preftune.prompting.generators import GeneratorSampling, Progress, Reply
 from preftune.prompting.naive import LONGEST
 from preftune.prompting.rewriter import Asked, Rewriter
 
+Stage = Callable[[str, int, int], object]  # name, done, of
 SAME = "none is better than the prompt as it is"
 FEWEST_TOKENS = 512  # at which a rewrite is cut; more, in powers of two, for prompts of more characters than twice that
 _LINE_END = re.compile(r"\r\n|\r|\n")
+
+
+class PromptError(PreftuneError):
+    """A prompt that cannot be optimised, whoever does it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +39,7 @@ class OptimizeSettings:
         new_numbers: numbers that may stand in a rewrite alone, as `facts.problem` takes it.
         order: what is protected keeps its order.
         input_after: text at which the data of a prompt begins: this and all behind it is never shown to the optimiser,
-            and stays as it is. None: there is no such part.
+            and stays as it is; a prompt without it is left alone. None: there is no such part.
     """
 
     candidates: int = 4
@@ -170,7 +176,7 @@ def optimize(
     settings: OptimizeSettings | None = None,
     *,
     chooser: Chooser | None = None,
-    progress: Progress | None = None,
+    progress: Stage | None = None,
 ) -> list[Optimized]:
     """Optimise prompts. A rewrite that alters what is protected, changes the language or is too long is never used:
     the original comes back with the reason.
@@ -181,56 +187,60 @@ def optimize(
         settings: how.
         chooser: who says which rewrite is best, and whether it is better than the naive prompt; None: the first one
             that may be used. Then a prompt whose most probable rewrite passes is rewritten once.
-        progress: told how many rewrites of how many are there.
+        progress: told how many rewrites, and answers for the chooser, of how many are there.
 
     Raises:
-        PreftuneError: if a prompt is empty, too long or lacks the begin of its data; if the optimiser takes none of
-            the prompts; as the rewriter and the chooser.
+        PromptError: if a prompt is empty or too long, or the optimiser takes none of them.
+        PreftuneError: as the rewriter and the chooser.
     """
     settings = settings or OptimizeSettings()
-    parts = [_parts(prompt, settings.input_after, number) for number, prompt in enumerate(prompts)]
-    tried: list[list[Tried]] = [[] for _ in parts]
+    work = _Work(rewriter, settings, None if progress is None else partial(progress, "rewrites"))
+    split = {i: _parts(one, settings.input_after, i) for i, one in enumerate(prompts)}
+    parts = {i: one for i, one in split.items() if one is not None}
+    tried: list[list[Tried]] = [[] for _ in prompts]
     greedy = GeneratorSampling(samples=1, seed=settings.seed)
-    drawn = replace(greedy, samples=settings.candidates - 1, temperature=settings.temperature, top_p=settings.top_p)
-    refusals = _write(range(len(parts)), parts, tried, rewriter, greedy, settings, progress)
+    refusals = work.write(parts, greedy, tried)
     if parts and len(refusals) == len(parts):
-        raise PreftuneError(
-            f"{rewriter.generator.name} takes none of {len(parts)} prompts ({refusals[0]}): shorten them, mark where "
+        raise PromptError(
+            f"{rewriter.generator.name} takes none of {len(parts)} prompts ({refusals[0]}): shorten them, say where "
             "their data begins (input after), or name another optimiser"
         )
-    again = [i for i, some in enumerate(tried) if chooser is not None or some[0].problem is not None]
-    if drawn.samples:
-        _write(again, parts, tried, rewriter, drawn, settings, progress)
+    more = settings.candidates - 1
+    if more:
+        again = {i: one for i, one in parts.items() if chooser is not None or tried[i][0].problem is not None}
+        drawn = replace(greedy, samples=more, temperature=settings.temperature, top_p=settings.top_p)
+        work.write(again, drawn, tried)
+    found = [_first(prompt, some, settings) for prompt, some in zip(prompts, tried, strict=True)]
     if chooser is not None:
-        return _chosen(prompts, tried, chooser, progress)
-    return [_first(prompt, some) for prompt, some in zip(prompts, tried, strict=True)]
+        _choose(found, chooser, None if progress is None else partial(progress, "answers"))
+    return found
 
 
-def _write(
-    numbers: Sequence[int],
-    parts: Sequence[_Parts],
-    tried: list[list[Tried]],
-    rewriter: Rewriter,
-    sampling: GeneratorSampling,
-    settings: OptimizeSettings,
-    progress: Progress | None,
-) -> list[str]:
-    """Add rewrites of some prompts; tells why prompts were refused."""
-    by_length: dict[int, list[int]] = {}
-    for i in numbers:  # how a prompt is rewritten does not depend on which others are rewritten beside it
-        tokens = FEWEST_TOKENS
-        while tokens < len(parts[i].wording) // 2:
-            tokens *= 2
-        by_length.setdefault(tokens, []).append(i)
-    refusals = []
-    for tokens, some in by_length.items():
-        asked = [Asked(parts[i].wording, settings.words) for i in some]
-        replies = rewriter.replies(asked, replace(sampling, max_new_tokens=tokens), progress)
-        for i, one, own in zip(some, asked, replies, strict=True):
-            tried[i] += [_tried(parts[i], reply, one.limit, settings) for reply in own]
-            if all(reply.refused for reply in own):
-                refusals.append(own[0].refused)
-    return refusals
+@dataclass(frozen=True)
+class _Work:
+    rewriter: Rewriter
+    settings: OptimizeSettings
+    progress: Progress | None
+
+    def write(
+        self, parts: Mapping[int, _Parts], sampling: GeneratorSampling, tried: Sequence[list[Tried]]
+    ) -> list[str]:
+        """Add rewrites of some prompts, by number; tells why prompts were refused."""
+        by_length: dict[int, list[int]] = {}
+        for i, part in parts.items():  # how a prompt is rewritten does not depend on which others there are
+            tokens = FEWEST_TOKENS
+            while tokens < len(part.wording) // 2:
+                tokens *= 2
+            by_length.setdefault(tokens, []).append(i)
+        refusals = []
+        for tokens, some in by_length.items():
+            asked = [Asked(parts[i].wording, self.settings.words) for i in some]
+            replies = self.rewriter.replies(asked, replace(sampling, max_new_tokens=tokens), self.progress)
+            for i, one, own in zip(some, asked, replies, strict=True):
+                tried[i] += [_tried(parts[i], reply, one.limit, self.settings) for reply in own]
+                if all(reply.refused for reply in own):
+                    refusals.append(own[0].refused)
+        return refusals
 
 
 def _tried(parts: _Parts, reply: Reply, limit: int, settings: OptimizeSettings) -> Tried:
@@ -243,57 +253,58 @@ def _tried(parts: _Parts, reply: Reply, limit: int, settings: OptimizeSettings) 
     return Tried(parts.whole(text), found)
 
 
-def _first(prompt: str, tried: Sequence[Tried]) -> Optimized:
+def _first(prompt: str, tried: Sequence[Tried], settings: OptimizeSettings) -> Optimized:
+    if not tried:
+        return Optimized(prompt, prompt, f"it has no {settings.input_after!r}, at which its data was said to begin", ())
     text = next((each.text for each in tried if each.problem is None), None)
     return Optimized(prompt, prompt if text is None else text, _why(tried) if text is None else "", tuple(tried))
 
 
 def _why(tried: Sequence[Tried]) -> str:
-    """Why none of them is used, commonest first."""
+    """Why none of them is used."""
     reasons = list(dict.fromkeys(str(each.problem) for each in tried))
     if len(tried) == 1:
         return f"the rewrite is not used: {reasons[0]}"
     return f"none of {len(tried)} rewrites is used: {'; '.join(reasons)}"
 
 
-def _chosen(
-    prompts: Sequence[str], tried: Sequence[Sequence[Tried]], chooser: Chooser, progress: Progress | None
-) -> list[Optimized]:
+def _choose(found: list[Optimized], chooser: Chooser, progress: Progress | None) -> None:
+    """Let the chooser decide wherever there is a rewrite that may be used."""
     # what was written twice is compared once
-    good = [list(dict.fromkeys(each.text for each in some if each.problem is None)) for some in tried]
+    good = [list(dict.fromkeys(each.text for each in one.tried if each.problem is None)) for one in found]
     some = [i for i, rewrites in enumerate(good) if rewrites]
-    choices = chooser.choose([prompts[i] for i in some], [good[i] for i in some], progress) if some else []
-    found = [_first(prompt, each) for prompt, each in zip(prompts, tried, strict=True)]
+    choices = chooser.choose([found[i].original for i in some], [good[i] for i in some], progress) if some else []
     for i, choice in zip(some, choices, strict=True):
         scores = dict(zip(good[i], choice.scores, strict=True))
-        scored = tuple(replace(each, score=scores[each.text]) if each.problem is None else each for each in tried[i])
-        text = prompts[i] if choice.best is None else good[i][choice.best]
-        found[i] = Optimized(prompts[i], text, SAME if choice.best is None else "", scored, choice.score, choice.note)
-    return found
+        tried = tuple(
+            replace(each, score=scores[each.text]) if each.problem is None else each for each in found[i].tried
+        )
+        text = found[i].original if choice.best is None else good[i][choice.best]
+        reason = SAME if choice.best is None else ""
+        found[i] = Optimized(found[i].original, text, reason, tried, choice.score, choice.note)
 
 
-def _parts(prompt: str, input_after: str | None, number: int) -> _Parts:
-    """The parts of a prompt.
+def _parts(prompt: str, input_after: str | None, number: int) -> _Parts | None:
+    """The parts of a prompt; None if it has no data though it should.
 
     Raises:
-        PreftuneError: if it has no wording, or a part too few.
+        PromptError: if it has no wording, too much of it, or wording that is no text.
     """
-    wording, data = prompt, ""
-    if input_after is not None:
-        place = prompt.find(input_after)
-        if place < 0:
-            raise PreftuneError(f"prompt {number} has no {input_after!r}, after which its data was said to begin")
-        wording, data = prompt[:place], prompt[place:]
+    if not prompt.strip():
+        raise PromptError(f"prompt {number} is empty, expected text")
+    place = len(prompt) if input_after is None else prompt.find(input_after)
+    if place < 0:
+        return None
+    wording, data = prompt[:place], prompt[place:]
     inside = wording.strip()
     if not inside:
-        told = "is empty" if not prompt.strip() else f"has nothing before {input_after!r}"
-        raise PreftuneError(f"prompt {number} {told}, expected text")
+        raise PromptError(f"prompt {number} has nothing before {input_after!r}, expected text")
     if len(inside) > LONGEST:
-        raise PreftuneError(
+        raise PromptError(
             f"prompt {number} has {len(inside):,} characters, expected at most {LONGEST:,}: shorten it, or say where "
             "its data begins, which may be of any length (input after)"
         )
-    if odd := next((char for char in inside if not char.isprintable() and not char.isspace() and ord(char) < 32), None):
-        raise PreftuneError(f"prompt {number} has the character U+{ord(odd):04X}, expected text")
+    if odd := next((char for char in inside if ord(char) < 32 and not char.isspace()), None):
+        raise PromptError(f"prompt {number} has the character U+{ord(odd):04X}, expected text")
     start = wording.index(inside)
     return _Parts(wording[:start], inside, wording[start + len(inside) :] + data)

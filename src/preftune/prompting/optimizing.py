@@ -10,8 +10,8 @@ from preftune.errors import PreftuneError
 from preftune.evaluation.judges import EndpointUse
 from preftune.files import write_whole
 from preftune.prompting.naive import read_prompts
-from preftune.prompting.optimize import Optimized, OptimizeSettings
-from preftune.prompting.using import Rerank, Stage, open_optimizer
+from preftune.prompting.optimize import Optimized, OptimizeSettings, Stage
+from preftune.prompting.using import Rerank, open_optimizer
 
 OPTIMIZED, KEPT = "optimized.jsonl", "kept"
 STDIN = "-"

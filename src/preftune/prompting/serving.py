@@ -13,7 +13,7 @@ from preftune.data.records import Message, Text
 from preftune.errors import PreftuneError
 from preftune.evaluation.judges import EndpointUse
 from preftune.prompting.generators import Generator, GeneratorSampling, open_generator
-from preftune.prompting.optimize import Optimized, OptimizeSettings
+from preftune.prompting.optimize import Optimized, OptimizeSettings, PromptError
 from preftune.prompting.using import open_optimizer
 from preftune.serving.adapters import Adapters
 from preftune.serving.asked import CHAT_TOKENS, Asked, RequestError
@@ -58,10 +58,10 @@ class RewritingServer:
             try:
                 found = self._run(naive)
                 return self._written(asked, found)
-            except PreftuneError as error:
-                # what was asked, or who is asked in turn
-                own = any(each in str(error) for each in ("expected text", "expected at most", "takes none of"))
-                raise RequestError(400 if own else 502, str(error)) from None
+            except PromptError as error:
+                raise RequestError(400, str(error)) from None
+            except PreftuneError as error:  # who is asked in turn does not answer, or a budget is used up
+                raise RequestError(502, str(error)) from None
 
     def close(self) -> None:
         """Wait for the request under way."""

@@ -130,7 +130,7 @@ def spans(text: str, marks: Iterable[Mark] = ()) -> list[Span]:
 
 
 def merged(found: Sequence[Span], text: str) -> list[Span]:
-    """Stretches that overlap as one, of the kind of the longest of them."""
+    """Stretches that overlap as one, of the kind of the one that holds all others; a mark if none does."""
     together: list[list[Span]] = []
     end = -1
     for span in sorted(found):
@@ -142,7 +142,8 @@ def merged(found: Sequence[Span], text: str) -> list[Span]:
     whole = []
     for some in together:
         start, end = some[0].start, max(span.end for span in some)
-        kind = max(some, key=lambda span: (span.end - span.start, span.kind == "option", span.kind == "counter")).kind
+        longest = max(some, key=lambda span: (span.end - span.start, span.kind == "option", span.kind == "counter"))
+        kind = longest.kind if longest.end - longest.start == end - start else "mark"
         whole.append(Span(start, end, kind, text[start:end]))
     return whole
 

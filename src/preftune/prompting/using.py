@@ -6,7 +6,6 @@ import difflib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields
-from functools import partial
 from pathlib import Path
 from typing import Any, overload
 
@@ -15,12 +14,10 @@ from preftune.evaluation.budget import Budget
 from preftune.evaluation.judges import EndpointUse, open_judge
 from preftune.evaluation.judges.base import digest
 from preftune.prompting.choosing import RUBRIC, ExamplesChooser, JudgeChooser
-from preftune.prompting.generators import Generator, GeneratorSampling, Progress, open_generator
-from preftune.prompting.optimize import Chooser, Optimized, OptimizeSettings, optimize
+from preftune.prompting.generators import Generator, GeneratorSampling, open_generator
+from preftune.prompting.optimize import Chooser, Optimized, OptimizeSettings, Stage, optimize
 from preftune.prompting.rewriter import open_rewriter
 from preftune.prompting.template import Template
-
-Stage = Callable[[str, int, int], object]  # name, done, of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,9 +85,6 @@ def open_optimizer(
         shared = Budget(use.max_calls, use.max_tokens)
         use = EndpointUse(**{**vars(use), "max_calls": None, "max_tokens": None, "budget": shared})
 
-    def tell(stage: str) -> Progress | None:
-        return None if progress is None else partial(progress, stage)
-
     with ExitStack() as stack:
         rewriter = stack.enter_context(
             open_rewriter(model, _kept(folder, "optimiser", model), template=template, use=use)
@@ -98,7 +92,7 @@ def open_optimizer(
         chooser = _chooser(rerank, settings, folder, use, stack) if rerank else None
 
         def run(prompts: Sequence[str]) -> list[Optimized]:
-            return optimize(prompts, rewriter, settings, chooser=chooser, progress=tell("rewrites"))
+            return optimize(prompts, rewriter, settings, chooser=chooser, progress=progress)
 
         yield run
 
