@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 import sys
 from collections import Counter
@@ -14,7 +15,9 @@ from task_prompts import HOSTILE, OPTION, PLAN, QUOTED, better, originals, same,
 
 import preftune
 from preftune.errors import PreftuneError
-from preftune.prompting.choosing import with_input
+from preftune.evaluation.judges.rubric import read_rubric
+from preftune.prompting.choosing import RUBRIC, with_input
+from preftune.prompting.facts import problem, protected
 from preftune.prompting.generators import FunctionGenerator
 from preftune.prompting.optimize import SAME, Optimized, OptimizeSettings, optimize
 from preftune.prompting.rewriter import Rewriter, open_rewriter
@@ -59,6 +62,21 @@ def test_hostile_rewrites_of_real_prompts_never_alter_a_fact() -> None:
     never = {"another_digit", "one_digit_more", "two_numbers_swapped", "options_swapped", "an_option_added", "answered"}
     assert not never & set(+accepted), accepted
     assert sum(accepted.values()) < 0.15 * len(HOSTILE) * len(prompts), accepted
+
+
+def test_no_protected_span_of_a_real_prompt_can_be_altered() -> None:
+    """Each span of 200 prompts in four ways: a character gone, another one, all gone, in capitals."""
+    draw, count = random.Random(0), 0
+    for prompt in task_prompts(200):
+        for span in protected(prompt):
+            place = draw.randrange(len(span.text))
+            other = "7" if span.text[place] != "7" else "x"
+            begin, end = span.text[:place], span.text[place + 1 :]
+            for altered in {begin + end, begin + other + end, "", span.text.swapcase()} - {span.text}:
+                rewrite = f"{prompt[: span.start]}{altered}{prompt[span.end :]} Think."
+                assert problem(prompt, rewrite, limit=10**6) is not None, (span, rewrite)
+                count += 1
+    assert count > 3000
 
 
 def test_kind_rewrites_of_real_prompts_are_used() -> None:
@@ -208,6 +226,10 @@ def test_a_judge_chooses_by_answers_or_by_prompts(monkeypatch: pytest.MonkeyPatc
     assert by_prompts.text == "Add 2 and 3. Reason first.", "the longest"
     (none,) = optimize_prompt(["Add 2 and 3."], "at_hand:three_ways", judge="at_hand:shortest")
     assert (none.text, none.reason) == ("Add 2 and 3.", SAME)
+
+
+def test_the_rubric_for_prompts_can_be_read() -> None:
+    assert "Prompt as it was" in read_rubric(RUBRIC)
 
 
 def test_with_input() -> None:
