@@ -11,6 +11,7 @@ from bad_input.disks import DISKS
 from bad_input.files import FILES
 from bad_input.models import MODELS
 from bad_input.online import ONLINE
+from bad_input.prompts import PROMPTS
 from bad_input.rows import ROWS
 from bad_input.runs import RUNS
 from bad_input.settings import SETTINGS
@@ -23,6 +24,7 @@ GROUPS: dict[str, tuple[BadInput, ...]] = {
     "Models": MODELS,
     "Runs": RUNS,
     "Answers of its own": ONLINE,
+    "Prompts": PROMPTS,
     "Disks and folders": DISKS,
 }
 ALL = tuple(case for group in GROUPS.values() for case in group)

@@ -203,7 +203,7 @@ def optimize(
     if parts and len(refusals) == len(parts):
         raise PromptError(
             f"{rewriter.generator.name} takes none of {len(parts)} prompts ({refusals[0]}): shorten them, say where "
-            "their data begins (input after), or name another optimiser"
+            "their data begins (--input-after), or name another optimiser"
         )
     more = settings.candidates - 1
     if more:
@@ -302,7 +302,7 @@ def _parts(prompt: str, input_after: str | None, number: int) -> _Parts | None:
     if len(inside) > LONGEST:
         raise PromptError(
             f"prompt {number} has {len(inside):,} characters, expected at most {LONGEST:,}: shorten it, or say where "
-            "its data begins, which may be of any length (input after)"
+            "its data begins, which may be of any length (--input-after)"
         )
     if odd := next((char for char in inside if ord(char) < 32 and not char.isspace()), None):
         raise PromptError(f"prompt {number} has the character U+{ord(odd):04X}, expected text")
