@@ -114,9 +114,9 @@ _HEADER = re.compile(
     r"\u9009\u9879|\u9078\u9805|\u9078\u629e\u80a2)(?:\*\*)?"
     r"[ \t]*[:\uff1a](?:\*\*)?"
 )
-_LETTERED = re.compile(
-    r"(?m)(?<![\w(])(?:\((?P<both>[A-Za-z])\)|(?P<close>[A-Za-z])\)|"
-    r"(?:^[ \t]*)(?:\*\*)?(?P<begin>[A-Z])[.:])(?=[ \t]*\S)"
+_LETTERED = re.compile(  # also with the full-width brackets and stops of East Asian texts
+    r"(?m)(?<![\w(\uff08])(?:[(\uff08](?P<both>[A-Za-z])[)\uff09]|(?P<close>[A-Za-z])[)\uff09]|"
+    r"(?:^[ \t]*)(?:\*\*)?(?P<begin>[A-Z])[.:\uff0e\uff1a\u3001])(?=[ \t\u3000]*\S)"
 )
 _LINE = re.compile(r"[^\r\n]+")
 
