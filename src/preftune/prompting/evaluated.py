@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,7 +25,6 @@ from preftune.prompting.generators import Reply
 from preftune.prompting.leaks import Leak, Training, leak
 from preftune.prompting.paired import Average, Paired, average, paired
 from preftune.prompting.template import words_in
-from preftune.training.run_folder import to_json
 
 if TYPE_CHECKING:
     from preftune.prompting.evaluate import EvaluateSettings
@@ -275,8 +275,8 @@ class Evaluated:
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows(self.table())
         files = {
-            FIGURES: to_json(self.as_json(settings), indent=2) + "\n",
-            QUESTIONS: "".join(to_json(line) + "\n" for line in self.questions()),
+            FIGURES: json.dumps(self.as_json(settings), indent=2, ensure_ascii=False) + "\n",
+            QUESTIONS: "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in self.questions()),
             TABLE: text.getvalue(),
         }
         try:
