@@ -74,6 +74,7 @@ def page(found: Evaluated) -> Page:
                 for title, header, lines in _tables(found)
             ),
             _won(found),
+            *_tasks(found),
             _rewrites(found),
             _cost(found),
             _questions(found),
@@ -219,6 +220,26 @@ def _won(found: Evaluated) -> Table:
         [*header, "without stated answers", "no answer found (naive / optimised)"],
         rows,
     )
+
+
+def _tasks(found: Evaluated) -> list[Table]:
+    """Benchmarks of several tasks, task by task; none if there are none."""
+    rows = [
+        [
+            f"{row.wording} with {row.generator}, {row.decoding}",
+            f"{title}, {task}",
+            f"{one.questions:,}",
+            percent(one.naive),
+            percent(one.optimised),
+            _difference(one),
+        ]
+        for row in found.rows
+        for title, tasks in row.tasks.items()
+        for task, one in tasks.items()
+    ]
+    lead = "With so many tasks, some differ by chance: one interval in twenty leaves out what is true."
+    header = ["prompts", "task", "questions", "naive", "optimised", "difference"]
+    return [Table("Task by task", lead, header, rows)] if rows else []
 
 
 def _rewrites(found: Evaluated) -> Table:

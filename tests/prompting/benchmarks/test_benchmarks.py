@@ -14,7 +14,7 @@ import pytest
 from preftune.errors import PreftuneError
 from preftune.prompting.benchmarks import BUILT_IN, open_benchmark
 from preftune.prompting.benchmarks.base import Benchmark
-from preftune.prompting.benchmarks.bbh import TASKS, counted_as
+from preftune.prompting.benchmarks.bbh import BBH, TASKS
 
 DATA = Path(__file__).parents[4] / "shared" / "data"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"the real benchmarks are not in {DATA}")
@@ -126,7 +126,7 @@ def test_bbh(tmp_path: Path) -> None:
 
 def test_the_paper_counts_23_tasks() -> None:
     assert len(TASKS) == 27
-    assert len({counted_as(task) for task in TASKS}) == 23
+    assert len({BBH().counted_as(task) for task in TASKS}) == 23
 
 
 @needs_data
