@@ -195,7 +195,7 @@ def _won(found: Evaluated) -> Table:
             one, clean = row.benchmarks[title], row.clean[title]
             rows.append(
                 [
-                    f"{row.wording} with {row.generator}, {row.decoding}",
+                    _name(row, found),
                     title,
                     _difference(one),
                     f"{one.won:,}",
@@ -208,9 +208,7 @@ def _won(found: Evaluated) -> Table:
                     " / ".join(f"{share:.1%}" for share in row.unanswered[title]),
                 ]
             )
-        rows.append(
-            [f"{row.wording} with {row.generator}, {row.decoding}", AVERAGE, _difference(row.weighted), *[""] * 6]
-        )
+        rows.append([_name(row, found), AVERAGE, _difference(row.weighted), *[""] * 6])
     header = ["prompts", "benchmark", "difference", *COUNTS]
     return Table(
         "Question by question",
@@ -226,7 +224,7 @@ def _tasks(found: Evaluated) -> list[Table]:
     """Benchmarks of several tasks, task by task; none if there are none."""
     rows = [
         [
-            f"{row.wording} with {row.generator}, {row.decoding}",
+            _name(row, found),
             f"{title}, {task}",
             f"{one.questions:,}",
             percent(one.naive),
