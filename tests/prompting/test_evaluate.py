@@ -114,6 +114,8 @@ def test_rewrites_that_change_facts_are_not_used(here: Path) -> None:
     assert changed
     assert all(line["optimized"] == line["prompt"] and line["refused"] for line in changed)
     assert all(line["naive"] == line["optimised"] for line in changed), "the same text has one answer"
+    assert all(re.search("is missing or altered|is there fewer times", line["refused"]) for line in changed)
+    assert sum(found["refused"].values()) == sum(bool(line["refused"]) for line in lines)
     assert found["used"] == 1 - sum(bool(line["refused"]) for line in lines) / 8
     assert "of the rewrites by makers:careless were not used" in done.out
     loose = evaluate(here, "--model makers:careless --generator makers:adds --no-guard")

@@ -218,8 +218,10 @@ def _rewritten(
         rewriter, told = Rewriter(counting, opened.template), _told(progress, f"rewrites of {name}")
         if settings.guard:
             for made in optimize(short, rewriter, settings.optimizing, progress=told):
-                unused = made.tried[0].text if made.tried and not made.changed else ""
-                by_prompt[made.original] = Wording(made.text, made.reason, unused)
+                first = made.tried[0]  # the most probable rewrite
+                by_prompt[made.original] = (
+                    Wording(made.text) if made.changed else Wording(made.text, first.problem or made.reason, first.text)
+                )
         else:
             asked = [Asked(prompt, settings.words) for prompt in short]
             sampling = GeneratorSampling(max_new_tokens=FEWEST_TOKENS, seed=settings.seed)
