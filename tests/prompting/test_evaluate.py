@@ -20,6 +20,8 @@ from bad_input.case import run as preftune
 from loopback import Body, Proxy, listening, saying
 
 from preftune.evaluation import endpoint
+from preftune.serving.command import open_model
+from preftune.serving.server import Server
 
 ASKED = re.compile(r"\[Prompt\]\n(.*?)\n\[End of prompt\]", re.DOTALL)
 FUNCTIONS = """
@@ -112,6 +114,8 @@ def test_rewrites_that_change_facts_are_not_used(here: Path) -> None:
     assert changed
     assert all(line["optimized"] == line["prompt"] and line["refused"] for line in changed)
     assert all(line["naive"] == line["optimised"] for line in changed), "the same text has one answer"
+    assert all(re.search("is missing or altered|is there fewer times", line["refused"]) for line in changed)
+    assert sum(found["refused"].values()) == sum(bool(line["refused"]) for line in lines)
     assert found["used"] == 1 - sum(bool(line["refused"]) for line in lines) / 8
     assert "of the rewrites by makers:careless were not used" in done.out
     loose = evaluate(here, "--model makers:careless --generator makers:adds --no-guard")
@@ -163,7 +167,7 @@ def test_the_built_in_model(here: Path) -> None:
         {"prompt": f"a {mood} comedy about a robot .", "answer": "robot", "id": mood} for mood in ("funny", "boring")
     ]
     write(here / "films.jsonl", rows)
-    words = "--model sandbox --generator sandbox --answer-tokens 12 --rewrite-tokens 12 --sampled 2"
+    words = "--model sandbox --generator sandbox --answer-tokens 12 --candidates 2 --sampled 2"
     done = evaluate(here, words, bench="films:contains=films.jsonl")
     assert done.code == 0, done.err
     first = (here / "out" / "questions.jsonl").read_text()
@@ -202,6 +206,21 @@ def test_endpoints(here: Path, world: Proxy) -> None:
     assert cost["tokens"] == sum(one["prompt_tokens"] + one["tokens"] for one in cost["by"].values())
     assert evaluate(here, remote(world)).code == 0
     assert len(world.passed) == 24, "nothing is paid twice"
+
+
+def test_a_real_server(here: Path) -> None:
+    write(here / "films.jsonl", [{"prompt": f"a {mood} film .", "answer": "the"} for mood in ("funny", "boring")])
+    (here / "makers.py").write_text(FUNCTIONS.replace(" Show your steps.", " It is a comedy ."))
+    words, bench = "--model makers:plan --answer-tokens 8", "films:contains=films.jsonl"
+    with Server(open_model("sandbox"), port=0) as server:
+        words += f" --generator endpoint:{server.url}#sandbox"
+        done = evaluate(here, words, bench=bench)
+    assert done.code == 0, done.err
+    assert figures(here)["cost"]["calls"] == 4
+    first = (here / "out" / "questions.jsonl").read_text()
+    (here / "out" / "questions.jsonl").unlink()
+    assert evaluate(here, words, bench=bench).code == 0, "all is kept: it needs no server any more"
+    assert (here / "out" / "questions.jsonl").read_text() == first
 
 
 def test_a_budget_holds_over_all_endpoints(here: Path, world: Proxy) -> None:
@@ -263,7 +282,7 @@ GOOD = "--model makers:plan --generator makers:adds"
         ("--model no-such-run --generator makers:adds", "sums:number=sums.jsonl", "no-such-run"),
         ("--prompts sums.jsonl --generator makers:adds", "sums:number=sums.jsonl", "expected the texts prompt and opt"),
         ("--prompts other.jsonl --generator makers:adds", "sums:number=sums.jsonl", "has no rewrite of any question"),
-        ("--model sandbox --generator makers:adds", "long:number=long.jsonl", "sandbox rewrote none of 1 prompts"),
+        ("--model sandbox --generator makers:adds", "long:number=long.jsonl", "all prompts have more than"),
         ("--prompts long-to.jsonl --generator sandbox", "long:number=long.jsonl", "sandbox answered none of 2 prompts"),
         (
             "--model makers:plan --generator endpoint:http://127.0.0.1:9/v1#m --timeout 1",
