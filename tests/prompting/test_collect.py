@@ -174,7 +174,14 @@ def test_killed_and_started_again_it_comes_to_the_same(calls: int, world: Proxy,
 def test_rewrites_that_may_not_be_compared_are_counted(run: Command, world: Proxy, tmp_path: Path) -> None:
     write(tmp_path / "sums.jsonl", sums(5))
     (tmp_path / "short.yaml").write_text('optimizer: "[Prompt]\\n{prompt}\\n[End of prompt]"\n')
-    more = ["--rewriter", named(world, "careful")[0] + ",short.yaml", "--rewriter", "makers:echo", "--checker", "number"]
+    more = [
+        "--rewriter",
+        named(world, "careful")[0] + ",short.yaml",
+        "--rewriter",
+        "makers:echo",
+        "--checker",
+        "number",
+    ]
     write(tmp_path / "sums.jsonl", [{**row, "answer": f"#### {row['answer']}"} for row in sums(5)])
     done = run(*words(world, *more, rewriters=("careful", "hasty", "forgetful")))
     assert done.code == 0, done.err
@@ -253,6 +260,7 @@ CHECK = ("--checker", "number")
         ("sums.jsonl", (*BASE, *CHECK, "--judge", "sandbox"), "both are named"),
         ("sums.jsonl", (*BASE, "--checker", "numbr"), "did you mean number?"),
         ("sums.jsonl", (*BASE, "--judge", "sandbx"), "there is no judge 'sandbx'"),
+        ("sums.jsonl", (*BASE, "--judge", "gsm8k"), "name it as the checker (--checker gsm8k)"),
         ("sums.jsonl", (*BASE[2:], *CHECK), "one rewrite of a prompt cannot be compared"),
         ("sums.jsonl", (*BASE, *CHECK, "--rewriter", "naive"), "rewriter naive is named twice"),
         ("sums.jsonl", (*BASE, *CHECK, "--samples", "2", "--temperature", "0"), "at temperature 0 are all the same"),

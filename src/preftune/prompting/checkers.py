@@ -19,7 +19,7 @@ from preftune.errors import PreftuneError
 from preftune.importing import imported
 from preftune.prompting.benchmarks.base import BenchmarkQuestion
 from preftune.prompting.benchmarks.scoring import Scorer, known, scorer_named
-from preftune.prompting.naive import NaivePrompt
+from preftune.prompting.naive import NaivePrompt, final_answer
 
 
 class Checker(ABC):
@@ -133,7 +133,7 @@ class ScorerChecker(Checker):
             id=prompt.id,
             task=prompt.task or "",
             prompt=prompt.prompt,
-            gold=str(prompt.ground_truth),
+            gold=final_answer(str(prompt.ground_truth)),
             scorer=self.name,
             where=prompt.where,
         )

@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from preftune.data import builders
 from preftune.data.sources import Source
 from preftune.errors import PreftuneError
 from preftune.evaluation.budget import Budget
@@ -188,6 +189,10 @@ class _Crew:
 
             return ByChecker(open_checker(settings.checker), settings.pairs, settings.seed)
         name = str(settings.judge)
+        if name in builders.names():
+            raise PreftuneError(
+                f"{name} checks answers exactly: name it as the checker (--checker {name}), not the judge"
+            )
         folder = self._folder / f"judge-{digest(name, settings.rubric)}"
         return ByJudge(open_judge(name, folder, rubric=settings.rubric, use=self._use), settings.pairs, settings.seed)
 

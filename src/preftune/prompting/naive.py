@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -17,6 +18,7 @@ from preftune.prompting.naming import prompt_id
 PROMPT = "prompt|raw_prompt|question|instruction"
 ANSWERS = ("ground_truth", "answer", "reference", "target")  # best first
 LONGEST = 32_768  # characters of a prompt: beyond that it is a document, and no model reads it with a rewrite of it
+_FINAL = re.compile(r"####\s*(.+)\s*$")  # as GSM8K marks the answer below its solution
 TEXTS = (".txt", ".text", "")
 
 
@@ -37,6 +39,17 @@ class NaivePrompt:
     where: Where
     ground_truth: str | None = None
     task: str | None = None
+
+
+def final_answer(ground_truth: str) -> str:
+    """The answer at the end of a solution that ends as GSM8K's do; else all of it.
+
+    Example:
+        >>> final_answer("48 / 2 = 24\\n#### 24"), final_answer("Paris")
+        ('24', 'Paris')
+    """
+    found = _FINAL.search(ground_truth)
+    return found[1].strip() if found else ground_truth
 
 
 def read_prompts(source: Source, limit: int | None = None) -> list[NaivePrompt]:
