@@ -7,6 +7,7 @@ NAME:SCORER=PATH                     questions of one's own, and how their answe
 from __future__ import annotations
 
 import difflib
+import re
 
 from preftune.data.sources import Source
 from preftune.errors import PreftuneError
@@ -39,8 +40,10 @@ def open_benchmark(name: str, source: Source | None = None, *, limit: int | None
     label, equals, path = name.partition("=")
     title, _, scorer = label.strip().partition(":")
     place = source if source is not None else (path.strip() or None)
-    if not title or (equals and place is None):
-        raise PreftuneError(f"benchmark {name!r} must be NAME, NAME=PATH or NAME:SCORER=PATH")
+    if not re.fullmatch(r"[\w.-]+", title) or (equals and place is None):
+        raise PreftuneError(
+            f"benchmark {name!r} must be NAME, NAME=PATH or NAME:SCORER=PATH, with a NAME of letters, digits, . _ and -"
+        )
     if limit is not None and limit < 1:
         raise PreftuneError(f"the limit of questions is {limit}, expected at least 1")
     if title in BUILT_IN:

@@ -104,6 +104,11 @@ class Benchmark(ABC):
             pool.setdefault(question.task, []).append(question)
         return {task: [some[i] for i in _shuffled(some, f"{self.seed} examples {task}")] for task, some in pool.items()}
 
+    @property
+    def training(self) -> list[BenchmarkQuestion]:
+        """All questions that examples are taken from."""
+        return [question for some in self._pool.values() for question in some]
+
     def examples(self, question: BenchmarkQuestion, shots: int | None = None) -> list[BenchmarkQuestion]:
         """Examples to put before a question: of its task, and never itself. The same for all questions of a task, but
         for those that are examples themselves.

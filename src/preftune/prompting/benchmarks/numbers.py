@@ -77,7 +77,7 @@ def number_in(response: str) -> Fraction | None:
     for place in places:
         if place is not None and (found := _first(place)) is not None:
             return found
-    numbers = _numbers(text)
+    numbers = numbers_in(text)
     if numbers:
         return numbers[-1]
     words = WORD.findall(text)
@@ -89,14 +89,15 @@ def _first(place: str) -> Fraction | None:
     sentence = re.split(r"\n|[.;!?](?=\s|$)|\(", place, maxsplit=1)[0]
     if "=" in sentence:
         sentence = sentence.rpartition("=")[2]
-    numbers = _numbers(sentence) or _numbers(place)
+    numbers = numbers_in(sentence) or numbers_in(place)
     if numbers:
         return numbers[0]
     words = WORD.findall(sentence)
     return Fraction(WORDS.index(words[0].lower())) if words else None
 
 
-def _numbers(text: str) -> list[Fraction]:
+def numbers_in(text: str) -> list[Fraction]:
+    """All numbers that a text has in digits, in its order."""
     found = []
     for match in NUMBER.finditer(text):
         number = read_number(re.sub("[\u20ac\u00a3]", "", match["number"]))
