@@ -19,6 +19,7 @@ from preftune.errors import PreftuneError
 from preftune.evaluation.budget import Budget
 from preftune.evaluation.judges import EndpointUse, open_judge
 from preftune.evaluation.judges.base import digest
+from preftune.prompting.benchmarks import BUILT_IN, BenchmarkQuestion, open_benchmark
 from preftune.prompting.candidates import NAIVE, REFUSED, Candidate, LeftOut, screened
 from preftune.prompting.collected import Collected, Spent, write_collected
 from preftune.prompting.comparing import Answers, ByChecker, ByJudge, Comparer
@@ -109,7 +110,7 @@ def collect(
     """Collect pairs, and write them with what was left out: pairs.jsonl, dropped.jsonl and collect.json.
 
     Args:
-        source: naive prompts, as `read_prompts` takes them.
+        source: naive prompts, as `read_prompts` takes them; or a benchmark, as `open_benchmark` takes it: bbh=FOLDER.
         out: folder; what was written there before, by the same names, is replayed and paid no second time.
         settings: how.
         limit: use the first prompts only.
@@ -120,9 +121,9 @@ def collect(
             used up, with what was answered kept.
     """
     budget = Budget(settings.max_calls, settings.max_tokens)
-    prompts = read_prompts(source, limit)
+    prompts, questions = _read(source, limit, settings.seed)
     started = time.monotonic()
-    with _Crew(settings, out / KEPT, budget) as crew:
+    with _Crew(settings, out / KEPT, budget, questions) as crew:
         crew.comparer.ready(prompts)
         shown = _naive_responses(prompts, crew, settings, progress) if settings.show_response else {}
         spent: dict[str, Spent] = {}
@@ -146,12 +147,37 @@ def collect(
     return found
 
 
+def _read(source: Source, limit: int | None, seed: int) -> tuple[list[NaivePrompt], list[BenchmarkQuestion]]:
+    """Naive prompts, and the questions that they are if they are a benchmark's."""
+    if (
+        not isinstance(source, str)
+        or Path(source).exists()
+        or source.partition("=")[0].partition(":")[0] not in BUILT_IN
+    ):
+        return read_prompts(source, limit), []
+    questions = open_benchmark(source, limit=limit, seed=seed).questions
+    prompts = [
+        NaivePrompt(
+            id=each.id,
+            prompt=each.prompt,
+            where=each.where,
+            ground_truth=each.gold,
+            task=each.task,
+            options=each.options,
+        )
+        for each in questions
+    ]
+    return prompts, questions
+
+
 class _Crew:
     """Rewriters, generators and who compares. All that is on endpoints is opened at once, so that the budget knows what
     they spent before and a wrong name costs nothing; models here are loaded when it is their turn."""
 
-    def __init__(self, settings: CollectSettings, folder: Path, budget: Budget) -> None:
-        self._folder, self._stack = folder, ExitStack()
+    def __init__(
+        self, settings: CollectSettings, folder: Path, budget: Budget, questions: Sequence[BenchmarkQuestion]
+    ) -> None:
+        self._folder, self._stack, self._questions = folder, ExitStack(), questions
         self._use = EndpointUse(
             max_calls=None,
             concurrency=settings.concurrency,
@@ -187,7 +213,7 @@ class _Crew:
         if settings.checker is not None:
             from preftune.prompting.checkers import open_checker
 
-            return ByChecker(open_checker(settings.checker), settings.pairs, settings.seed)
+            return ByChecker(open_checker(settings.checker, self._questions), settings.pairs, settings.seed)
         name = str(settings.judge)
         if name in builders.names():
             raise PreftuneError(

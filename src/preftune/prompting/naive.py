@@ -9,13 +9,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from preftune.data.fields import Unfit, get, get_optional, read_text
+from preftune.data.fields import Unfit, get, get_optional, read_text, shown
 from preftune.data.records import Where
 from preftune.data.sources import Source, rows
 from preftune.errors import PreftuneError
 from preftune.prompting.naming import prompt_id
 
-PROMPT = "prompt|raw_prompt|question|instruction"
+PROMPT = "prompt|raw_prompt|question|instruction|input"
 ANSWERS = ("ground_truth", "answer", "reference", "target")  # best first
 LONGEST = 32_768  # characters of a prompt: beyond that it is a document, and no model reads it with a rewrite of it
 _FINAL = re.compile(r"####\s*(.+)\s*$")  # as GSM8K marks the answer below its solution
@@ -32,6 +32,7 @@ class NaivePrompt:
         where: where it came from, for messages.
         ground_truth: the right answer, if it is known.
         task: what it belongs to, if that matters.
+        options: what may be answered, if the prompt lists it.
     """
 
     id: str
@@ -39,6 +40,7 @@ class NaivePrompt:
     where: Where
     ground_truth: str | None = None
     task: str | None = None
+    options: tuple[str, ...] = ()
 
 
 def final_answer(ground_truth: str) -> str:
@@ -54,7 +56,8 @@ def final_answer(ground_truth: str) -> str:
 
 def read_prompts(source: Source, limit: int | None = None) -> list[NaivePrompt]:
     """Naive prompts: a text file with one in each line, or all that `data.sources.rows` reads, with a column prompt
-    (or raw_prompt, question, instruction), and maybe ground_truth (or answer, reference, target), task and id.
+    (or raw_prompt, question, instruction, input), and maybe ground_truth (or answer, reference, target), options (or
+    choices), task and id.
 
     A prompt that stands there twice counts once.
 
@@ -121,7 +124,17 @@ def _read(row: Mapping[str, Any], where: Where) -> NaivePrompt:
         where=where,
         ground_truth=None if answer is None else _answer(row[answer], answer),
         task=None if task is None else read_text(task, "task"),
+        options=_options(row),
     )
+
+
+def _options(row: Mapping[str, Any]) -> tuple[str, ...]:
+    name = next((each for each in ("options", "choices") if row.get(each) is not None), None)
+    if name is None:
+        return ()
+    if not isinstance(row[name], list | tuple):
+        raise Unfit(f"{name} is {shown(row[name])}, expected a list of texts")
+    return tuple(read_text(each, f"{name} {number}") for number, each in enumerate(row[name]))
 
 
 def _answer(value: Any, name: str) -> str:

@@ -15,7 +15,11 @@ from preftune.cli.prompting import prompts
 @prompts.command()
 def collect(
     source: Annotated[
-        str, typer.Argument(metavar="PROMPTS", help="rows with a column prompt, or a text file with one in each line")
+        str,
+        typer.Argument(
+            metavar="PROMPTS",
+            help="rows with a column prompt, a text file with one in each line, or a benchmark: bbh=FOLDER",
+        ),
     ],
     rewriter: Annotated[
         list[str],
