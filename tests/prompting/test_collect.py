@@ -147,7 +147,7 @@ def test_tokens_are_within_a_budget(run: Command, world: Proxy, tmp_path: Path) 
 
 
 @pytest.mark.skipif(os.name == "nt", reason="kills by signal")
-@pytest.mark.parametrize("calls", [8, 40])  # among the rewrites, among the answers
+@pytest.mark.parametrize("calls", [8, 60])  # among the rewrites, among the verdicts
 def test_killed_and_started_again_it_comes_to_the_same(calls: int, world: Proxy, tmp_path: Path) -> None:
     write(tmp_path / "sums.jsonl", sums(10))
     world.delay = 0.01
@@ -193,6 +193,30 @@ def test_rewrites_that_may_not_be_compared_are_counted(run: Command, world: Prox
     assert lost["rewrite"] == "Add 1 and it"
     assert "'20' is missing" in lost["detail"]
     assert sum(body["messages"][0]["content"].startswith("[Prompt]") for body in world.passed) == 5
+
+
+def test_rewriters_are_shown_what_is_known_if_that_is_wanted(run: Command, world: Proxy, tmp_path: Path) -> None:
+    write(tmp_path / "sums.jsonl", sums(2))
+    assert run(*words(world, "--checker", "number", "--show-response", "--show-truth")).code == 0
+    asked = [body["messages"][0]["content"] for body in world.passed if body["model"] == "careful"]
+    assert len(asked) == 2
+    assert "[What a model answered to it, which may be wrong]\nThe answer is 22\n" in asked[0] + asked[1]
+    assert "[What it should have answered]\n21\n" in asked[0] + asked[1]
+    assert len(world.passed) == 2 * (2 + 3)  # answers to the naive prompts are asked for once
+
+
+def test_a_benchmark_brings_its_scorers(run: Command, world: Proxy, tmp_path: Path) -> None:
+    rows = [{"question": f"Add {i} and 20", "answer": f"It is {i} + 20.\n#### {i + 20}"} for i in range(1, 4)]
+    write(tmp_path / "gsm8k.jsonl", rows)
+    asked = [word.replace("sums.jsonl", "gsm8k=gsm8k.jsonl") for word in words(world, "--checker", "benchmark")]
+    done = run(*asked)
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["pairs"] == 3
+    assert {pair.task for pair in read_pairs(tmp_path / "out" / "pairs.jsonl")} == {"gsm8k"}
+    write(tmp_path / "sums.jsonl", sums(2))
+    said = run(*words(world, "--checker", "benchmark"))
+    assert said.code == 2
+    assert "checker benchmark is for prompts of a benchmark" in said.err
 
 
 def test_generators_vote(run: Command, world: Proxy, tmp_path: Path) -> None:
