@@ -129,6 +129,15 @@ def test_the_budget_holds_for_all_endpoints_together(run: Command, world: Proxy,
     assert len(world.passed) == len({json.dumps(body) for body in world.passed}) == total
 
 
+def test_what_was_spent_on_others_counts(run: Command, world: Proxy, tmp_path: Path) -> None:
+    write(tmp_path / "sums.jsonl", sums(3))
+    assert run(*words(world, "--judge", *named(world, "fair"), "--max-calls", "21")).code == 0
+    said = run(*words(world, "--judge", *named(world, "first"), "--max-calls", "21"))
+    assert said.code == 2
+    assert "the budget of 21 calls is used up" in said.err
+    assert len(world.passed) == 21
+
+
 def test_tokens_are_within_a_budget(run: Command, world: Proxy, tmp_path: Path) -> None:
     write(tmp_path / "sums.jsonl", sums(6))
     asked = words(world, "--checker", "number", "--rewrite-tokens", "64", "--answer-tokens", "64")

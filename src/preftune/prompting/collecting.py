@@ -17,7 +17,9 @@ from preftune.data import builders
 from preftune.data.sources import Source
 from preftune.errors import PreftuneError
 from preftune.evaluation.budget import Budget
-from preftune.evaluation.judges import EndpointUse, open_judge
+from preftune.evaluation.calls import recall
+from preftune.evaluation.journal import Journal
+from preftune.evaluation.judges import CALLS, EndpointUse, open_judge
 from preftune.evaluation.judges.base import digest
 from preftune.prompting.benchmarks import BUILT_IN, BenchmarkQuestion, open_benchmark
 from preftune.prompting.candidates import NAIVE, REFUSED, Candidate, LeftOut, screened
@@ -178,6 +180,7 @@ class _Crew:
         self, settings: CollectSettings, folder: Path, budget: Budget, questions: Sequence[BenchmarkQuestion]
     ) -> None:
         self._folder, self._stack, self._questions = folder, ExitStack(), questions
+        self._opened: set[Path] = set()
         self._use = EndpointUse(
             max_calls=None,
             concurrency=settings.concurrency,
@@ -208,6 +211,7 @@ class _Crew:
                 self._generators[name] = self._stack.enter_context(self._generator(name))
         self.comparer = self._comparer(settings)
         self._stack.callback(self.comparer.close)
+        _count_others(self._folder, self._opened, self._use.budget)
 
     def _comparer(self, settings: CollectSettings) -> Comparer:
         if settings.checker is not None:
@@ -219,15 +223,21 @@ class _Crew:
             raise PreftuneError(
                 f"{name} checks answers exactly: name it as the checker (--checker {name}), not the judge"
             )
-        folder = self._folder / f"judge-{digest(name, settings.rubric)}"
+        folder = self._kept("judge", name, settings.rubric)
         return ByJudge(open_judge(name, folder, rubric=settings.rubric, use=self._use), settings.pairs, settings.seed)
+
+    def _kept(self, kind: str, *parts: object) -> Path:
+        """Where one keeps what it writes."""
+        folder = self._folder / f"{kind}-{digest(*parts)}"
+        self._opened.add(folder)
+        return folder
 
     def _rewriter(self, spec: str) -> Rewriter:
         name, template = split_template(spec)
-        return open_rewriter(name, self._folder / f"rewriter-{digest(spec)}", template=template, use=self._use)
+        return open_rewriter(name, self._kept("rewriter", spec), template=template, use=self._use)
 
     def _generator(self, name: str) -> Generator:
-        return open_generator(name, self._folder / f"generator-{digest(name)}", use=self._use)
+        return open_generator(name, self._kept("generator", name), use=self._use)
 
     @contextmanager
     def rewriter(self, spec: str) -> Iterator[Rewriter]:
@@ -246,6 +256,17 @@ class _Crew:
         else:
             with self._generator(name) as found:
                 yield found
+
+
+def _count_others(folder: Path, opened: set[Path], budget: Budget | None) -> None:
+    """Count what was spent on endpoints that the command no longer names."""
+    for path in sorted(folder.glob(f"*/{CALLS}")):
+        if path.parent not in opened and budget is not None:
+            journal = Journal(path)
+            try:
+                recall(journal, budget)
+            finally:
+                journal.close()
 
 
 def split_template(spec: str) -> tuple[str, Path | None]:
