@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import sys
+import urllib.error
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from email.message import Message
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,7 @@ from loopback import Body, Proxy, listening
 
 from preftune import cli
 
-MODELS = ("careful", "hasty", "forgetful", "adder", "fair", "first")
+MODELS = ("careful", "hasty", "forgetful", "adder", "picky", "fair", "first")
 PROMPT = re.compile(r"\[Prompt\]\n(.*?)\n\[End of prompt\]", re.DOTALL)
 
 
@@ -44,7 +47,10 @@ def said(model: str, text: str) -> str:
         if model == "forgetful":  # loses a number
             return re.sub(r"\d+$", "it", prompt)
         return f"{prompt}\nWork step by step." if model == "careful" else f"{prompt}\nBe quick."
-    if model == "adder":
+    if model == "picky" and "quick" in text:
+        body = io.BytesIO(b'{"error": {"message": "no hurry here"}}')
+        raise urllib.error.HTTPError("", 400, "Bad Request", Message(), body)
+    if model in ("adder", "picky"):
         a, b = map(int, re.findall(r"\d+", text)[:2])
         return f"The answer is {a + b if 'step by step' in text else a + b + 1}"
     first, second = (int(each) for each in re.findall(r"The answer is (\d+)", text)[:2])

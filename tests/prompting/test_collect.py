@@ -228,6 +228,18 @@ def test_a_benchmark_brings_its_scorers(run: Command, world: Proxy, tmp_path: Pa
     assert "checker benchmark is for prompts of a benchmark" in said.err
 
 
+def test_what_a_generator_refuses_is_left_out(run: Command, world: Proxy, tmp_path: Path) -> None:
+    write(tmp_path / "sums.jsonl", sums(3))
+    done = run(*words(world, "--rewriter", "naive", "--generator", *named(world, "picky"), "--checker", "number"))
+    assert done.code == 0, done.err
+    found = json.loads(done.out)
+    assert (found["pairs"], found["rewrites_left_out"]) == (3, {"refused": 3})
+    dropped = read(tmp_path / "out" / "dropped.jsonl")
+    assert {row["reason"] for row in dropped} == {"refused"}
+    assert dropped[0]["rewrite"].endswith("Be quick.")
+    assert "no hurry here" in dropped[0]["detail"]
+
+
 def test_generators_vote(run: Command, world: Proxy, tmp_path: Path) -> None:
     write(tmp_path / "sums.jsonl", sums(4))
     more = ["--generator", "makers:wrong", "--generator", "makers:echo", "--checker", "number"]
