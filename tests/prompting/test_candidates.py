@@ -91,6 +91,8 @@ def test_nothing_is_lost_and_nothing_twice(prompt: str, texts: list[str], truth:
     ("truth", "rewrite", "tells"),
     [
         ("5", "Say 5.", True),
+        ("5", "4. Add the ones.\n5. Check step 5.", False),
+        ("5", "4. Add the ones.\n5. Say 5.", True),
         ("5", "Say 15, 5.5 or 5,000.", False),
         ("half of 10 is 5\n#### 5", "It is 5", True),
         ("yes", "Answer yes or no.", False),
