@@ -217,7 +217,7 @@ def _rewritten(
         counting = CountingGenerator(opened.generator)
         rewriter, told = Rewriter(counting, opened.template), _told(progress, f"rewrites of {name}")
         if settings.guard:
-            for made in optimize(short, rewriter, settings.optimizing, progress=told):
+            for made in optimize(short, rewriter, settings.optimizing, progress=lambda _, *done: told(*done)):
                 first = made.tried[0]  # the most probable rewrite
                 by_prompt[made.original] = (
                     Wording(made.text) if made.changed else Wording(made.text, first.problem or made.reason, first.text)
