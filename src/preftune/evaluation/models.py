@@ -27,6 +27,7 @@ from preftune.training.references import adapter_off_is_the_start
 from preftune.training.run_folder import RunFolder
 
 MODEL = "model"  # folder of a run's trained model
+ROUNDS_CONFIG = "prompts.yaml"  # in a folder of rounds, each a run: the last one is what the folder stands for
 ADAPTER = "adapter_model.safetensors"
 
 
@@ -92,6 +93,8 @@ def find(path: str | Path) -> Named:
     """
     path = str(path)
     folder = Path(path).expanduser()
+    if path != BUILT_IN and (folder / ROUNDS_CONFIG).is_file():
+        return find(_last_round(folder))
     if path != BUILT_IN and (folder / "config.yaml").is_file():
         if not has_ended(folder):
             raise PreftuneError(
@@ -112,6 +115,19 @@ def find(path: str | Path) -> Named:
     model = ModelConfig(path=path if path == BUILT_IN else str(folder) if folder.exists() else path)
     loading.check_path(model)
     return Named(path, None, RunConfig(model=model))
+
+
+def _last_round(folder: Path) -> Path:
+    """The run of the last round in a folder."""
+    try:
+        return folder / str(json.loads((folder / "summary.json").read_text(encoding="utf-8"))["last"])
+    except FileNotFoundError:
+        raise PreftuneError(
+            f"the rounds in {folder} have not finished: go on with them (preftune prompts train --resume {folder}), or "
+            f"name one that has ({folder / 'round-1'})"
+        ) from None
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise PreftuneError(f"{folder / 'summary.json'} cannot be read ({error}): restore it") from None
 
 
 def load_policy(named: Named) -> Loaded:
