@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from preftune.data.records import Text
 from preftune.evaluation.judges import Judge, Verdict
 from preftune.prompting.cases import LETTERS, Case, case_input, word_limit
 from preftune.prompting.config import PromptsConfig
@@ -45,19 +44,17 @@ class Asking:
     seed: int
     tell: Told = lambda what, done, count: None
 
-    def replies(self, texts: Sequence[str], what: str, *, short: bool = False) -> list[Reply]:
-        """What the optimiser writes to texts of the template; `short`: one letter, greedily."""
+    def replies(self, cases: Sequence[Case], what: str, *, short: bool = False) -> list[Reply]:
+        """What the optimiser writes to rows; `short`: one letter, greedily."""
         sampling = GeneratorSampling(
             max_new_tokens=ANSWER if short else self.config.max_new_tokens,
             temperature=0.0 if short else self.config.temperature,
             top_p=1.0 if short else self.config.top_p,
             seed=self.seed,
         )
-        asked: list[Text] = [self.template.asked(text, self.generator.chat) for text in texts]
-        return [
-            some[0]
-            for some in self.generator.write(asked, sampling, lambda done, count: self.tell(what, done, count))
-        ]
+        asked = [case_input(case, self.template, self.generator.chat) for case in cases]
+        written = self.generator.write(asked, sampling, lambda done, count: self.tell(what, done, count))
+        return [some[0] for some in written]
 
     def verdicts(self, duels: Sequence[Duel], what: str) -> list[Verdict]:
         """What the discriminator says, of `new` against `old`."""
@@ -119,8 +116,7 @@ def propose(asking: Asking, cases: Sequence[Case], round_: int) -> tuple[list[Ca
         The rows, in their order, and what came of the rewrites.
     """
     rows = [i for i, case in enumerate(cases) if case.kind == "rewrite"]
-    texts = [case_input(cases[i], asking.template) for i in rows]
-    replies = asking.replies(texts, f"round {round_}: rewrites")
+    replies = asking.replies([cases[i] for i in rows], f"round {round_}: rewrites")
     counts, duels = _Counts(), dict[int, Duel]()
     for i, reply in zip(rows, replies, strict=True):
         rewrite, problem = _rewrite(cases[i], reply, asking.config.facts)
@@ -221,8 +217,8 @@ def _answered(
     found, count = list(cases), 0
     for options in (False, True):
         rows = [i for i in wanted if (cases[i].form == "multiple_choice" and cases[i].ground_truth in LETTERS) == options]
-        texts = [_question(cases[i], asking.template) for i in rows]
-        for i, reply in zip(rows, asking.replies(texts, f"round {round_}: answers", short=options), strict=True):
+        asked = [_question(cases[i]) for i in rows]
+        for i, reply in zip(rows, asking.replies(asked, f"round {round_}: answers", short=options), strict=True):
             answer = letter(reply.text) if options else reply.text.strip()
             if answer is None or not answer or not (reply.ended or options):
                 continue  # no answer: what is there stays
@@ -231,12 +227,13 @@ def _answered(
     return found, count
 
 
-def _question(case: Case, template: Template) -> str:
-    """What asks for an answer to a row's prompt."""
+def _question(case: Case) -> Case:
+    """The row that asks for an answer to a row's prompt."""
     if case.kind == "instruction":
-        return case_input(case, template)
+        return case
     known = [text for text in (case.ground_truth, case.response) if text]
-    return template.instruction_input(case.prompt, word_limit(case.prompt, known[0], known[-1], "rounded"))
+    limit = word_limit(case.prompt, known[0], known[-1], "rounded")
+    return replace(case, kind="instruction", words=limit)
 
 
 def _stays(case: Case, asking: Asking, round_: int) -> bool:
