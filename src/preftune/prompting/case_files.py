@@ -9,8 +9,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pydantic import TypeAdapter, ValidationError
+
 from preftune.data import writing
-from preftune.data.records import Where
 from preftune.data.sources import Source, rows
 from preftune.errors import PreftuneError
 from preftune.files import write_whole
@@ -19,6 +20,7 @@ from preftune.prompting.records import PromptPair
 from preftune.prompting.template import Template
 
 T = TypeVar("T", PromptPair, Case)
+_CASES = TypeAdapter(Case)
 FIELDS = tuple(field for field in fields(Case) if field.name != "where")
 CASE = "case"  # column that holds what a row was rendered from
 
@@ -56,10 +58,14 @@ def read_cases(source: Source) -> Iterator[Case]:
     """
     for where, row in rows(source):
         held = row.get(CASE)
+        if not isinstance(held, dict):
+            raise PreftuneError(f"{where} holds no case under {CASE!r}: write it with preftune prompts diversify")
         try:
-            yield _read(held, where)
-        except (KeyError, TypeError):
-            problem = f"{where} holds no case under {CASE!r}: write it with preftune prompts diversify"
+            yield _CASES.validate_python({**held, "where": where})
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = ".".join(map(str, first["loc"]))
+            problem = f"{where}: the case's {field} is wrong ({first['msg']}): write it with preftune prompts diversify"
         else:
             continue
         raise PreftuneError(problem)
@@ -91,9 +97,3 @@ def split_by_source(items: Iterable[T], share: float, seed: int = 0) -> tuple[li
         source = item.id if isinstance(item, PromptPair) else item.source
         sides[is_held_out(source, share, seed)].append(item)
     return sides
-
-
-def _read(held: Any, where: Where) -> Case:
-    given = {field.name: held[field.name] for field in FIELDS}
-    given["options"] = tuple(given["options"])
-    return Case(**given, where=where)

@@ -17,9 +17,10 @@ from preftune.evaluation.judges import Judge, Verdict
 from preftune.prompting.cases import LETTERS, Case, case_input, word_limit
 from preftune.prompting.config import PromptsConfig
 from preftune.prompting.discriminators import ANSWER, Duel, letter
+from preftune.prompting.facts import problem
 from preftune.prompting.generators import Generator, GeneratorSampling, Reply
-from preftune.prompting.rewriter import cleaned
-from preftune.prompting.template import Template
+from preftune.prompting.rewriter import cleaned, default_limit
+from preftune.prompting.template import Template, words_in
 
 Told = Callable[[str, int, int], object]  # what is being done, how many are done, of how many
 
@@ -193,6 +194,10 @@ def _rewrite(case: Case, reply: Reply, keeps_facts: bool) -> tuple[str, str]:
         return rewrite, "cut"
     if rewrite.split() == case.prompt.split():
         return rewrite, "the same"
+    if words_in(rewrite) > max(case.words, default_limit(case.original)):
+        return rewrite, "too long"
+    if keeps_facts and problem(case.original, rewrite) is not None:
+        return rewrite, "lost a fact"
     return rewrite, ""
 
 
