@@ -40,7 +40,7 @@ class PromptsConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    template: str | None = Field(None, description="YAML file of how the optimiser is asked; none: the built-in wording")
+    template: str | None = Field(None, description="YAML file of how the optimiser is asked; none: the built-in words")
     chat: bool | None = Field(
         None, description="ask in a user's turn, else in plain text; none: if the model has a chat template"
     )
@@ -58,8 +58,8 @@ class PromptsConfig(BaseModel):
     )
     words: Words = Field(
         "rounded",
-        description="the limit on a rewrite: rounded: of the longer one, up to tens; use: as in use; exact: the words of "
-        "the better one (FIPO's code)",
+        description="the limit on a rewrite: rounded: of the longer one, up to tens; use: as in use; exact: the words "
+        "of the better one (FIPO's code)",
     )
     extra: bool | None = Field(
         None, description="rows that teach to answer prompts, and to tell the better rewrite; none: in rounds"
@@ -73,7 +73,8 @@ class PromptsConfig(BaseModel):
         "checker; or a judge: package.module:function, reward:RUN, endpoint:URL#MODEL",
     )
     generator: str | None = Field(
-        None, description="of discriminator=task: who answers prompts: run, folder, hub id, endpoint:URL#MODEL, function"
+        None,
+        description="of discriminator=task: who answers: run, folder, hub id, endpoint:URL#MODEL, or a function",
     )
     checker: str | None = Field(
         None, description="of discriminator=task: who scores answers: gsm8k, package.module:function or :Class, ..."
@@ -83,7 +84,7 @@ class PromptsConfig(BaseModel):
     max_tokens: int | None = Field(None, ge=1, description="most tokens of an endpoint, over all rounds; none: any")
     reference: Literal["fixed", "last_round"] = Field(
         "fixed",
-        description="fixed: the initial model (FIPO's paper); last_round: the model that a round begins with (its code)",
+        description="fixed: the initial model (FIPO's paper); last_round: what a round begins with (its code)",
     )
     temperature: float = Field(0.8, ge=0, allow_inf_nan=False, description="at which rewrites and answers are sampled")
     top_p: float = Field(0.95, gt=0, le=1, description="mass of the most probable tokens to draw from")
@@ -140,12 +141,12 @@ def check_prompts(config: PromptsRunConfig, loaded: bool) -> None:
     prompts, data = config.prompts, config.data
     if config.online is not None:
         raise PreftuneError(
-            "online learns from answers to prompts of the data, and rounds of rewrites are prompts.rounds: leave online "
-            "out"
+            "online learns from answers to prompts of the data, and an optimiser in rounds by prompts.rounds: leave "
+            "online out"
         )
     for name in ("layout", "split"):
         if (value := getattr(data, name)) is not None:
-            raise PreftuneError(f"data.{name}={value} has no place here, where rows are pairs of rewrites: leave it out")
+            raise PreftuneError(f"data.{name}={value} is not for pairs of rewrites: leave it out")
     if data.bad_rows != "error":
         raise PreftuneError("data.bad_rows=drop is not for pairs of rewrites: mend the rows, or take them out")
     if not prompts.cases:
@@ -171,8 +172,8 @@ def _check_rounds(config: PromptsRunConfig, loaded: bool) -> None:
         )
     if config.model.quantize != "none":
         raise PreftuneError(
-            f"model.quantize={config.model.quantize} does not go with rounds, for each puts the last one's adapter into "
-            "the weights: leave it out, or train once (prompts.rounds=0)"
+            f"model.quantize={config.model.quantize} does not go with rounds, for each puts the last one's adapter "
+            "into the weights: leave it out, or train once (prompts.rounds=0)"
         )
     if config.model.revision is not None:
         raise PreftuneError(

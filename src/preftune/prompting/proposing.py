@@ -1,8 +1,8 @@
 """Between two rounds: the optimiser proposes rewrites, a discriminator accepts some, and the data moves on.
 
 As in FIPO (arXiv 2402.11811, equations 13 and 14, and the authors' script): naive prompts, and the responses that are
-shown with them, are replaced where a rewrite is accepted; what is chosen and rejected stays. Unlike there, a rewrite must
-win in both orders, and one that was cut or lost a fact is not asked about.
+shown with them, are replaced where a rewrite is accepted; what is chosen and rejected stays. Unlike there, a rewrite
+must win in both orders, and one that was cut or lost a fact is not asked about.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ def propose(asking: Asking, cases: Sequence[Case], round_: int) -> tuple[list[Ca
         if problem:
             counts.left_out[problem] += 1
         else:
-            duels[i] = _duel(cases[i], rewrite)
+            duels[i] = _duel(cases[i], rewrite, cases[i].prompt)
     verdicts = asking.verdicts(list(duels.values()), f"round {round_}: verdicts")
     accepted: dict[int, str] = {}
     for (i, duel), verdict in zip(duels.items(), verdicts, strict=True):
@@ -155,10 +155,7 @@ def measure(asking: Asking, cases: Sequence[Case], what: str) -> dict[str, Any]:
         `rows`; `accuracy`: share of them in which the better one won in both orders; `single`: share of right verdicts
         among all single ones (of a judge that has no orders, the same); `flips` and `silent`: shares.
     """
-    duels = [
-        Duel(str(case.where), case.original, case.chosen, case.rejected, case.words, case.ground_truth, bool(case.options))
-        for case in cases
-    ]
+    duels = [_duel(case, case.chosen, case.rejected) for case in cases]
     verdicts, count = asking.verdicts(duels, what), len(duels)
     if not count:
         return {"rows": 0}
@@ -175,7 +172,8 @@ def measure(asking: Asking, cases: Sequence[Case], what: str) -> dict[str, Any]:
 def to_measure(cases: Sequence[Case], most: int, seed: int) -> list[Case]:
     """Rows to measure a discriminator on: one for each pair that rewrites were asked of, some of them if there are
     many."""
-    one_each = list({(case.source, case.chosen, case.rejected): case for case in cases if case.kind == "rewrite"}.values())
+    pairs = {(case.source, case.chosen, case.rejected): case for case in cases if case.kind == "rewrite"}
+    one_each = list(pairs.values())
     if len(one_each) <= most:
         return one_each
     taken = sorted(random.Random(f"{seed} measured").sample(range(len(one_each)), most))
@@ -201,10 +199,8 @@ def _rewrite(case: Case, reply: Reply, keeps_facts: bool) -> tuple[str, str]:
     return rewrite, ""
 
 
-def _duel(case: Case, rewrite: str) -> Duel:
-    return Duel(
-        str(case.where), case.original, rewrite, case.prompt, case.words, case.ground_truth, bool(case.options)
-    )
+def _duel(case: Case, new: str, old: str) -> Duel:
+    return Duel(str(case.where), case.original, new, old, case.words, case.ground_truth, bool(case.options))
 
 
 def _moved(case: Case, rewrite: str) -> Case:
@@ -212,24 +208,30 @@ def _moved(case: Case, rewrite: str) -> Case:
     return replace(case, prompt=rewrite, response=case.response if case.shows_response else None)
 
 
-def _answered(
-    asking: Asking, cases: Sequence[Case], accepted: dict[int, str], round_: int
-) -> tuple[list[Case], int]:
+def _answered(asking: Asking, cases: Sequence[Case], accepted: dict[int, str], round_: int) -> tuple[list[Case], int]:
     """The rows with responses written anew: those shown with prompts that were replaced, and the worse answers of
     instruction rows."""
     shown = [i for i in accepted if cases[i].shows_response]
     wanted = [*shown, *(i for i, case in enumerate(cases) if case.kind == "instruction")]
     found, count = list(cases), 0
     for options in (False, True):
-        rows = [i for i in wanted if (cases[i].form == "multiple_choice" and cases[i].ground_truth in LETTERS) == options]
+        rows = [i for i in wanted if _is_letter(cases[i]) == options]
         asked = [_question(cases[i]) for i in rows]
         for i, reply in zip(rows, asking.replies(asked, f"round {round_}: answers", short=options), strict=True):
             answer = letter(reply.text) if options else reply.text.strip()
             if answer is None or not answer or not (reply.ended or options):
                 continue  # no answer: what is there stays
-            name = "rejected" if cases[i].kind == "instruction" else "response"
-            found[i], count = replace(cases[i], **{name: answer}), count + 1
+            if cases[i].kind == "instruction":
+                found[i] = replace(cases[i], rejected=answer)
+            else:
+                found[i] = replace(cases[i], response=answer)
+            count += 1
     return found, count
+
+
+def _is_letter(case: Case) -> bool:
+    """True if the answer to a row's prompt is the letter of an option."""
+    return case.form == "multiple_choice" and case.ground_truth in LETTERS
 
 
 def _question(case: Case) -> Case:
@@ -245,5 +247,5 @@ def _stays(case: Case, asking: Asking, round_: int) -> bool:
     """True for rows that the next round keeps: all but some of the discrimination rows, which are the easiest."""
     if case.kind != "discrimination":
         return True
-    drawn = random.Random(f"{asking.seed} {round_} {case.source} {case.where}").random()
+    drawn = random.Random(f"{asking.seed} {round_} {case.source} {case.chosen} {case.rejected}").random()
     return drawn < asking.config.keep_discrimination

@@ -18,18 +18,16 @@ killed at any moment go on as if nothing had been: a run from its checkpoint, pr
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from preftune import api, yaml_tree
 from preftune.checks import check
 from preftune.config import RunConfig
-from preftune.data.records import Where
 from preftune.errors import PreftuneError
 from preftune.evaluation.export import export
 from preftune.evaluation.journal import Journal
@@ -37,6 +35,7 @@ from preftune.evaluation.models import ROUNDS_CONFIG, find
 from preftune.files import write_whole
 from preftune.objectives import registry
 from preftune.prompting import template as templates
+from preftune.prompting.case_files import read_cases, write_cases
 from preftune.prompting.cases import Case, render
 from preftune.prompting.config import PromptsRunConfig
 from preftune.prompting.discriminators import SelfJudge, open_discriminator
@@ -48,6 +47,7 @@ from preftune.run import Run
 from preftune.training.progress import Bar
 from preftune.training.run_folder import RunFolder, to_json
 
+TEXTS = (templates.FILE, templates.ABOUT)
 LINES, SUMMARY, KEPT = "rounds.jsonl", "summary.json", "kept"
 SEEDS = 2**63
 Say = Callable[[str], object]
@@ -75,6 +75,11 @@ class Rounds:
     def data(self, name: int | str) -> Path:
         """Rows of a round, or by a name."""
         return self.path / "data" / (f"round-{name}.jsonl" if isinstance(name, int) else f"{name}.jsonl")
+
+    def cases(self, name: int | str) -> list[Case]:
+        """Those rows."""
+        path = self.data(name)
+        return list(read_cases(str(path))) if path.is_file() else []
 
     def model(self, number: int) -> Path:
         """The whole model that a round came to."""
@@ -120,8 +125,9 @@ def begin(
     try:
         folder.write_manifest(seed=config.seed)  # first: a folder that was not begun in earnest may be replaced
         (rounds.path / "data").mkdir()
-        for name, cases in (("round-1", sides[0]), ("held_out", sides[1])):
-            write_cases(rounds.data(name), cases)
+        named: list[tuple[int | str, Sequence[Case]]] = [(1, sides[0]), ("held_out", sides[1])]
+        for name, cases in named if sides[1] else named[:1]:
+            write_cases(rounds.data(name), cases, template, about["chat"])
         template.write(rounds.path / templates.FILE)
         write_whole(rounds.path / templates.ABOUT, (to_json(about, indent=2) + "\n").encode())
         output = config.output.model_copy(update={"path": str(rounds.path), "overwrite": False})
@@ -152,15 +158,20 @@ def reopen(rounds: Rounds, changes: Sequence[str]) -> PromptsRunConfig:
         key = change.partition("=")[0]
         if key not in (*FREE, *OWN):
             raise PreftuneError(
-                f"{key} cannot change when rounds go on, for it decides what they are: start anew in another folder; what "
-                f"may change: {', '.join((*OWN, *FREE))}"
+                f"{key} cannot change when rounds go on, for it decides what they are: start anew in another folder; "
+                f"what may change: {', '.join((*OWN, *FREE))}"
             )
     config = yaml_tree.load(PromptsRunConfig, rounds.config, changes, tagged=("objective",))
     return config.model_copy(update={"output": config.output.model_copy(update={"path": str(rounds.path)})})
 
 
 def carry_out(
-    config: PromptsRunConfig, rounds: Rounds, *, changes: Sequence[str] = (), show: bool = True, say: Say = lambda _: None
+    config: PromptsRunConfig,
+    rounds: Rounds,
+    *,
+    changes: Sequence[str] = (),
+    show: bool = True,
+    say: Say = lambda _: None,
 ) -> Run:
     """Do all that is not done yet.
 
@@ -208,33 +219,9 @@ def sentence(line: Mapping[str, Any], count: int) -> str:
     for side in ("held_out", "training"):
         found = line["discriminator"].get(side, {})
         if found.get("rows"):
-            said += f"; discriminator right on {found['accuracy']:.0%} of {found['rows']:,} pairs ({side.replace('_', ' ')})"
+            which = side.replace("_", " ")
+            said += f"; discriminator right on {found['accuracy']:.0%} of {found['rows']:,} pairs ({which})"
     return said
-
-
-def write_cases(path: Path, cases: Sequence[Case]) -> None:
-    """Write rows of a round, whole or not at all.
-
-    Raises:
-        OSError: if they cannot be written.
-    """
-    write_whole(path, "".join(json.dumps(asdict(case), ensure_ascii=False) + "\n" for case in cases).encode())
-
-
-def read_cases(path: Path) -> list[Case]:
-    """What `write_cases` wrote.
-
-    Raises:
-        PreftuneError: if it is something else.
-    """
-    found = []
-    try:
-        for line in path.read_text(encoding="utf-8").splitlines():
-            row = json.loads(line)
-            found.append(Case(**{**row, "where": Where(**row["where"]), "options": tuple(row["options"])}))
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise PreftuneError(f"{path} holds no rows of a round any more ({error}): restore it") from None
-    return found
 
 
 def _check_free(path: Path) -> None:
@@ -255,14 +242,14 @@ def _train(config: PromptsRunConfig, rounds: Rounds, number: int, changes: Seque
     else:
         template, chat = Template.read(rounds.path / templates.FILE), about(rounds.path)["chat"]
         sides = [
-            [render(case, template, chat) for case in read_cases(rounds.data(name)) if case.chosen != case.rejected]
+            [render(case, template, chat) for case in rounds.cases(name) if case.chosen != case.rejected]
             for name in (number, "held_out")
         ]
         run = api.run(
             _config_of(config, rounds, number),
             rows=sides[0],
             held_out=sides[1],
-            files={name: (rounds.path / name).read_text(encoding="utf-8") for name in (templates.FILE, templates.ABOUT)},
+            files={name: (rounds.path / name).read_text(encoding="utf-8") for name in TEXTS},
             show=show,
         )
     named = find(path)
@@ -290,11 +277,9 @@ def _config_of(config: PromptsRunConfig, rounds: Rounds, number: int) -> RunConf
 def _after(config: PromptsRunConfig, rounds: Rounds, number: int, template: Template, show: bool) -> dict[str, Any]:
     """What the optimiser of a round says and proposes, and the rows of the next one."""
     prompts, kept = config.prompts, rounds.path / KEPT
-    cases, held_out = read_cases(rounds.data(number)), read_cases(rounds.data("held_out"))
+    cases, held_out = rounds.cases(number), rounds.cases("held_out")
     with ExitStack() as opened:
-        generator = opened.enter_context(
-            open_generator(str(rounds.run(number)), kept, chat=about(rounds.path)["chat"])
-        )
+        generator = opened.enter_context(open_generator(str(rounds.run(number)), kept, chat=about(rounds.path)["chat"]))
         judge = open_discriminator(prompts, kept, template)
         judge = SelfJudge(generator, template) if judge is None else opened.enter_context(judge)
         with _Progress(show) as progress:
@@ -306,7 +291,7 @@ def _after(config: PromptsRunConfig, rounds: Rounds, number: int, template: Temp
                 line["discriminator"][side] = found
             if number < prompts.rounds:
                 following, proposals = propose(asking, cases, number)
-                write_cases(rounds.data(number + 1), following)
+                write_cases(rounds.data(number + 1), following, template, generator.chat)
                 line |= proposals.as_json()
     return line
 
@@ -328,7 +313,7 @@ def about(folder: Path) -> dict[str, Any]:
     """
     try:
         found: dict[str, Any] = json.loads((folder / templates.ABOUT).read_text(encoding="utf-8"))
-        found["chat"]  # noqa: B018 - it must be there
+        bool(found["chat"])  # it must be there
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise PreftuneError(f"{folder / templates.ABOUT} cannot be read ({error}): restore it") from None
     return found
@@ -338,13 +323,13 @@ class _Progress:
     """One bar for whatever is being done."""
 
     def __init__(self, show: bool) -> None:
-        self.show, self.bar, self.what, self.done = show, None, "", 0
+        self.show, self.what, self.done = show, "", 0
+        self.bar: Bar | None = None
 
     def __call__(self, what: str, done: int, count: int) -> None:
         if what != self.what:
             self._close()
-            self.bar, self.what, self.done = Bar(count, self.show, title=what), what, 0
-            self.bar.__enter__()
+            self.bar, self.what, self.done = Bar(count, self.show, title=what).__enter__(), what, 0
         if self.bar is not None:
             self.bar.advance(done - self.done)
             self.done = done

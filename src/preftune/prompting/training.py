@@ -1,7 +1,7 @@
 """Training an optimiser: pairs of rewrites -> rows -> an ordinary run, or rounds of them.
 
-    trained = train_prompts({"model": {"path": "my-model"}, "data": {"path": "pairs.jsonl"}, "prompts": {"rounds": 3}})
-    with open_rewriter(str(trained.path)) as rewriter: ...
+trained = train_prompts({"model": {"path": "my-model"}, "data": {"path": "pairs.jsonl"}, "prompts": {"rounds": 3}})
+with open_rewriter(str(trained.path)) as rewriter: ...
 """
 
 from __future__ import annotations
@@ -129,7 +129,8 @@ def resume_prompts(
     if not rounds.config.is_file():
         if not (rounds.path / templates.ABOUT).is_file():
             raise PreftuneError(
-                f"{path} holds no optimiser, it has no {templates.ABOUT}: name the output.path of a run of preftune prompts train"
+                f"{path} holds no optimiser, it has no {templates.ABOUT}: name the output.path of a run of preftune "
+                "prompts train"
             )
         run = api.resume(path, changes=changes, quiet=quiet)
         return Trained(run.path, run)
@@ -201,8 +202,10 @@ def _cases(config: PromptsRunConfig, pairs: Sequence[PromptPair]) -> list[Case]:
     )
     if prompts.cases:
         return list(found)
-    bare = {"shows_response": False, "shows_ground_truth": False}
-    return [replace(case, **bare) if case.kind == "rewrite" else case for case in found]
+    return [
+        replace(case, shows_response=False, shows_ground_truth=False) if case.kind == "rewrite" else case
+        for case in found
+    ]
 
 
 def _about(config: PromptsRunConfig, chat: bool, train: Sequence[Case], held_out: Sequence[Case]) -> dict[str, Any]:

@@ -99,8 +99,9 @@ def show(trained: Trained, console: Console | None = None) -> None:
         table = Table("round", "accepted", "discriminator right, held out", "accuracy", "loss")
         for line in trained.rounds:
             found = line["discriminator"].get("held_out", {})
-            values = (number(line.get("acceptance")), number(found.get("accuracy")), number(line.get("preference_accuracy")))
-            table.add_row(str(line["round"]), *(shown(value, "share") for value in values), shown(number(line.get("loss"))))
+            shares = (line.get("acceptance"), found.get("accuracy"), line.get("preference_accuracy"))
+            values = [shown(number(share), "share") for share in shares]
+            table.add_row(str(line["round"]), *values, shown(number(line.get("loss"))))
         console.print(table)
         console.print(f"report: {trained.path / 'report.html'}", markup=False, highlight=False, soft_wrap=True)
     said = f"optimiser: {trained.path} (preftune prompts optimize ... --model {trained.path})"
@@ -159,12 +160,13 @@ def _panels(lines: Sequence[Line]) -> list[Panel]:
         Cell("discriminator right", right, y_format=".0%", y_range="tozero"),
     ]
     caption = (
-        "Above: share of proposed rewrites that won against the prompt as it stood, in both orders, and took its place. "
-        "Below: share of pairs whose better rewrite the discriminator prefers in both orders. What is accepted by a "
-        "discriminator that is right no more often than a coin is accepted by chance."
+        "Above: share of proposed rewrites that won against the prompt as it stood, in both orders, and took its "
+        "place. Below: share of pairs whose better rewrite the discriminator prefers in both orders. What is "
+        "accepted by a discriminator that is right no more often than a coin is accepted by chance."
     )
     full = tuple(cell for cell in cells if cell.traces)
-    return [Panel("prompt-rounds", "Acceptance, and who accepts", caption, full, x_title="round", x_format="d")] if full else []
+    title = "Acceptance, and who accepts"
+    return [Panel("prompt-rounds", title, caption, full, x_title="round", x_format="d")] if full else []
 
 
 def _curve(lines: Sequence[Line], name: str, colour: str, value: Callable[[Line], Any]) -> list[go.Scatter]:
@@ -194,8 +196,9 @@ def _row(line: Line) -> Row:
     if "proposed" in line:
         left_out = line["left_out"]
         why = ", ".join(f"{count:,} {reason}" for reason, count in sorted(left_out.items()))
+        count = f"{line['accepted']:,} of {line['proposed']:,}, {line['flips']:,} flips"
         cells += [
-            (shown(line["acceptance"], "share"), f"{line['accepted']:,} of {line['proposed']:,}, {line['flips']:,} flips"),
+            (shown(line["acceptance"], "share"), count),
             (f"{sum(left_out.values()):,}", why),
         ]
     else:

@@ -16,9 +16,7 @@ from preftune.cli.prompting import prompts
 def train(
     words: Words = None,
     model: Model = None,
-    data: Annotated[
-        str | None, typer.Option("--data", "-d", help="pairs of rewrites: file, folder or hub id")
-    ] = None,
+    data: Annotated[str | None, typer.Option("--data", "-d", help="pairs of rewrites: file, folder or hub id")] = None,
     objective: Annotated[
         str | None, typer.Option("--objective", help="sft, dpo, ipo, or any other that learns from pairs")
     ] = None,
@@ -31,7 +29,7 @@ def train(
 ) -> None:
     """Train a model that rewrites prompts, on pairs of a better and a worse rewrite.
 
-    With prompts.rounds=N it learns in rounds: it proposes rewrites, and learns from prompts that they take the place of.
+    With prompts.rounds=N it learns in rounds: it proposes rewrites, and learns from what is accepted in turn.
     Keys are those of preftune train, and those of the block prompts (examples/prompts.yaml).
 
     Examples:
