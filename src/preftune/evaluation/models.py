@@ -92,9 +92,8 @@ def find(path: str | Path) -> Named:
         PreftuneError: for a run that has not finished, and a folder that holds neither a run nor a model.
     """
     path = str(path)
-    folder = Path(path).expanduser()
-    if path != BUILT_IN and (folder / ROUNDS_CONFIG).is_file():
-        return find(_last_round(folder))
+    folder = Path(path).expanduser() if path == BUILT_IN else standing_for(path)
+    path = path if folder == Path(path).expanduser() else str(folder)
     if path != BUILT_IN and (folder / "config.yaml").is_file():
         if not has_ended(folder):
             raise PreftuneError(
@@ -117,8 +116,15 @@ def find(path: str | Path) -> Named:
     return Named(path, None, RunConfig(model=model))
 
 
-def _last_round(folder: Path) -> Path:
-    """The run of the last round in a folder."""
+def standing_for(path: str | Path) -> Path:
+    """The folder that a path stands for: of a folder of rounds, the run of the last one; else itself.
+
+    Raises:
+        PreftuneError: for rounds that have not finished.
+    """
+    folder = Path(path).expanduser()
+    if not (folder / ROUNDS_CONFIG).is_file():
+        return folder
     try:
         return folder / str(json.loads((folder / "summary.json").read_text(encoding="utf-8"))["last"])
     except FileNotFoundError:

@@ -159,7 +159,7 @@ def _asks_in_chat(config: PromptsRunConfig, tokenizer: PreTrainedTokenizerBase |
     if given is not None:
         return given
     if tokenizer is None and model.path.startswith(SCRATCH):
-        return False
+        return True  # its tokenizer is made with one
     found = tokenizer or read_tokenizer(model.tokenizer or model.path, model.trust_remote_code, model.revision)
     return find_template(found, config.data.rendering.chat_template) is not None
 
