@@ -103,11 +103,12 @@ class TaskAccuracy(ScoringJudge):
         self.fingerprint = digest(TASK, generator.fingerprint, checker.fingerprint, max_new_tokens)
 
     def scores(self, answers: Sequence[tuple[Comparison, str]]) -> Sequence[float | None]:  # noqa: D102
-        replies = self.generator.write([text for _, text in answers], self.sampling)
+        prompts = list(dict.fromkeys(text for _, text in answers))  # each is answered once
+        replies = dict(zip(prompts, (some[0] for some in self.generator.write(prompts, self.sampling)), strict=True))
         found: list[float | None] = [None] * len(answers)
         left = []
-        for i, ((comparison, _), (reply, *_)) in enumerate(zip(answers, replies, strict=True)):
-            truth = comparison.row.get("answer")
+        for i, (comparison, text) in enumerate(answers):
+            reply, truth = replies[text], comparison.row.get("answer")
             if reply.refused or (truth is None and isinstance(self.checker, TaskJudge)):
                 continue
             if comparison.row["options"] and truth is not None:

@@ -29,6 +29,7 @@ from preftune import api, yaml_tree
 from preftune.checks import check
 from preftune.config import RunConfig
 from preftune.errors import PreftuneError
+from preftune.evaluation.budget import BudgetError
 from preftune.evaluation.export import export
 from preftune.evaluation.journal import Journal
 from preftune.evaluation.models import ROUNDS_CONFIG, find
@@ -67,6 +68,14 @@ class Rounds:
     def config(self) -> Path:
         """What is to be done."""
         return self.path / ROUNDS_CONFIG
+
+    def write_config(self, config: PromptsRunConfig) -> None:
+        """Keep what is to be done.
+
+        Raises:
+            OSError: if it cannot be written.
+        """
+        write_whole(self.config, yaml_tree.dump(config).encode())
 
     def run(self, number: int) -> Path:
         """The run of a round; they count from 1."""
@@ -131,8 +140,7 @@ def begin(
         template.write(rounds.path / templates.FILE)
         write_whole(rounds.path / templates.ABOUT, (to_json(about, indent=2) + "\n").encode())
         output = config.output.model_copy(update={"path": str(rounds.path), "overwrite": False})
-        resolved = config.model_copy(update={"objective": registry.spec_of(config.terms), "output": output})
-        write_whole(rounds.config, yaml_tree.dump(resolved).encode())
+        rounds.write_config(config.model_copy(update={"objective": registry.spec_of(config.terms), "output": output}))
     except OSError as error:
         folder.discard()
         raise PreftuneError(f"cannot write to output.path {rounds.path} ({error.strerror}): make room there") from None
@@ -162,7 +170,10 @@ def reopen(rounds: Rounds, changes: Sequence[str]) -> PromptsRunConfig:
                 f"what may change: {', '.join((*OWN, *FREE))}"
             )
     config = yaml_tree.load(PromptsRunConfig, rounds.config, changes, tagged=("objective",))
-    return config.model_copy(update={"output": config.output.model_copy(update={"path": str(rounds.path)})})
+    config = config.model_copy(update={"output": config.output.model_copy(update={"path": str(rounds.path)})})
+    if changes:
+        rounds.write_config(config)
+    return config
 
 
 def carry_out(
@@ -195,7 +206,14 @@ def carry_out(
         run = _train(config, rounds, number, changes, show)
         if number > done:
             began = time.monotonic()
-            line = _after(config, rounds, number, template, show)
+            try:
+                line = _after(config, rounds, number, template, show)
+            except BudgetError as error:
+                said = str(error).partition(": what was answered")[0]
+                raise PreftuneError(
+                    f"{said}, in round {number}: what was answered is kept; go on with preftune prompts train --resume "
+                    f"{rounds.path} and a larger prompts.max_calls or prompts.max_tokens"
+                ) from None
             line = {"round": number, **_figures(run, rounds, number), **line}
             line["asked_seconds"] = round(time.monotonic() - began, 3)
             journal = Journal(rounds.path / LINES)
