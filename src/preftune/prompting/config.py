@@ -14,7 +14,8 @@ from preftune.prompting.cases import Words
 from preftune.training.processes import launched
 
 SELF, TASK = "self", "task"
-# Keys that say how rounds are made, and mean nothing without.
+# Keys that say what rows are made, or how rounds are, and mean nothing without.
+OF_CASES = ("each", "multiple_choice", "right_naive")
 IN_ROUNDS = (
     "discriminator",
     "generator",
@@ -138,7 +139,7 @@ def check_prompts(config: PromptsRunConfig, loaded: bool) -> None:
     Raises:
         PreftuneError: names the key.
     """
-    prompts, data = config.prompts, config.data
+    data = config.data
     if config.online is not None:
         raise PreftuneError(
             "online learns from answers to prompts of the data, and an optimiser in rounds by prompts.rounds: leave "
@@ -149,17 +150,23 @@ def check_prompts(config: PromptsRunConfig, loaded: bool) -> None:
             raise PreftuneError(f"data.{name}={value} is not for pairs of rewrites: leave it out")
     if data.bad_rows != "error":
         raise PreftuneError("data.bad_rows=drop is not for pairs of rewrites: mend the rows, or take them out")
-    if not prompts.cases:
-        default = PromptsConfig()
-        for name in ("each", "multiple_choice", "right_naive"):
-            if getattr(prompts, name) != getattr(default, name):
-                raise PreftuneError(f"prompts.{name} has no effect with prompts.cases=false: leave one of them out")
     if config.iterates:
         _check_rounds(config, loaded)
-        return
-    for name in IN_ROUNDS:
-        if getattr(prompts, name) != getattr(PromptsConfig(), name):
-            raise PreftuneError(f"prompts.{name} has no effect without rounds: set prompts.rounds, or leave it out")
+
+
+def without_effect(config: PromptsConfig) -> list[str]:
+    """Keys that change nothing beside other keys, a sentence each: an override may well switch off what they are
+    about."""
+    found = []
+    for off, names, why in (
+        (not config.cases, OF_CASES, "prompts.cases=false"),
+        (not config.rounds, IN_ROUNDS, "prompts.rounds=0"),
+    ):
+        default = PromptsConfig()
+        idle = [f"prompts.{name}" for name in names if getattr(config, name) != getattr(default, name)]
+        if off and idle:
+            found.append(f"{' and '.join(idle)} {'have' if len(idle) > 1 else 'has'} no effect with {why}")
+    return found
 
 
 def _check_rounds(config: PromptsRunConfig, loaded: bool) -> None:

@@ -25,7 +25,7 @@ from preftune.errors import PreftuneError
 from preftune.policy.loading import SCRATCH, read_tokenizer
 from preftune.prompting import template as templates
 from preftune.prompting.cases import Case, diversify, render
-from preftune.prompting.config import PromptsRunConfig, check_prompts
+from preftune.prompting.config import PromptsRunConfig, check_prompts, without_effect
 from preftune.prompting.records import PromptPair, read_pairs
 from preftune.prompting.rounds import SUMMARY, Rounds, Say, begin, carry_out, reopen
 from preftune.prompting.template import Template
@@ -67,7 +67,7 @@ def train_prompts(
         tokenizer: its tokenizer.
         quiet: no progress bars.
         file: the config file, if `config` was read from one.
-        say: told what came of each round, in a line.
+        say: told what to know, and what came of each round, in lines.
 
     Returns:
         Where the optimiser is, and what it came to.
@@ -77,6 +77,8 @@ def train_prompts(
     """
     config = _resolved(config)
     check_prompts(config, loaded=model is not None)
+    for note in without_effect(config.prompts):
+        say(f"note: {note}")
     template = Template() if config.prompts.template is None else Template.read(Path(config.prompts.template))
     chat = _asks_in_chat(config, tokenizer)
     train, held_out = (_cases(config, side) for side in _sides(config, pairs))

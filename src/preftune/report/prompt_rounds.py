@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from preftune.errors import PreftuneError
+from preftune.evaluation.models import ROUNDS_CONFIG
 from preftune.files import write_whole
 from preftune.report.drawing import CHOSEN, HELD_OUT, TRAINING, Cell, Panel, short
 from preftune.report.html import as_bytes, page, section
@@ -49,6 +50,11 @@ class Row:
     number: int
     link: str
     cells: Sequence[tuple[str, str]]
+
+
+def holds_rounds(folder: Path) -> bool:
+    """True for a folder of rounds, which has a page of its own."""
+    return (folder / ROUNDS_CONFIG).is_file()
 
 
 def write(folder: Path) -> Path:
