@@ -81,7 +81,12 @@ def train_prompts(
         say(f"note: {note}")
     template = Template() if config.prompts.template is None else Template.read(Path(config.prompts.template))
     chat = _asks_in_chat(config, tokenizer)
-    train, held_out = (_cases(config, side) for side in _sides(config, pairs))
+    drops = Drops(config.data.doctor.identical)
+    train, held_out = (_cases(config, side, drops) for side in _sides(config, pairs))
+    if drops.total:
+        say(f"note: pairs: {drops.summary()}")
+    if not train:
+        raise PreftuneError(f"no pair is left to learn from ({drops.summary()}): mend the data")
     about = _about(config, chat, train, held_out)
     path = Path(config.output.path or f"runs/{config.strategy}-{datetime.now().strftime('%Y%m%d-%H%M%S')}")
     if config.iterates:
@@ -188,7 +193,7 @@ def _sides(config: PromptsRunConfig, given: Iterable[PromptPair] | None) -> tupl
     return list(compress(pairs, ~held)), list(compress(pairs, held))
 
 
-def _cases(config: PromptsRunConfig, pairs: Sequence[PromptPair]) -> list[Case]:
+def _cases(config: PromptsRunConfig, pairs: Sequence[PromptPair], drops: Drops) -> list[Case]:
     """The rows that pairs become."""
     prompts = config.prompts
     extra = config.iterates if prompts.extra is None else prompts.extra
@@ -200,7 +205,7 @@ def _cases(config: PromptsRunConfig, pairs: Sequence[PromptPair]) -> list[Case]:
         right_naive=prompts.right_naive,
         words=prompts.words,
         extra=extra,
-        drops=Drops(config.data.doctor.identical),
+        drops=drops,
     )
     if prompts.cases:
         return list(found)

@@ -17,7 +17,9 @@ from preftune.evaluation.models import ROUNDS_CONFIG
 from preftune.files import write_whole
 from preftune.report.drawing import CHOSEN, HELD_OUT, TRAINING, Cell, Panel, short
 from preftune.report.html import as_bytes, page, section
+from preftune.report.reading import read
 from preftune.report.terminal import show_run
+from preftune.report.trained import is_reward_model
 from preftune.report.values import number, show_duration
 from preftune.report.values import show as shown
 
@@ -28,13 +30,12 @@ Line = Mapping[str, Any]
 HEADER = (
     "rows",
     "held-out preference accuracy",
-    "discriminator right, held out",
-    "discriminator right, trained on",
+    "right, held out",
+    "right, trained on",
     "rewrites accepted",
     "left out unasked",
     "training",
 )
-REASONS = {"lost a fact": "lost a fact", "the same": "as they were", "cut": "cut", "empty": "empty"}
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,10 @@ def show(trained: Trained, console: Console | None = None) -> None:
             table.add_row(str(line["round"]), *values, shown(number(line.get("loss"))))
         console.print(table)
         console.print(f"report: {trained.path / 'report.html'}", markup=False, highlight=False, soft_wrap=True)
-    said = f"optimiser: {trained.path} (preftune prompts optimize ... --model {trained.path})"
+    path = trained.path
+    said = f"optimiser: {path} (preftune prompts optimize ... --model {path})"
+    if is_reward_model(read(trained.run.path)):
+        said = f"a judge of rewrites: reward:{path}"
     console.print(said, markup=False, highlight=False, soft_wrap=True)
 
 
@@ -172,7 +176,7 @@ def _panels(lines: Sequence[Line]) -> list[Panel]:
     )
     full = tuple(cell for cell in cells if cell.traces)
     title = "Acceptance, and who accepts"
-    return [Panel("prompt-rounds", title, caption, full, x_title="round", x_format="d")] if full else []
+    return [Panel("prompt-rounds", title, caption, full, x_title="")] if full else []
 
 
 def _curve(lines: Sequence[Line], name: str, colour: str, value: Callable[[Line], Any]) -> list[go.Scatter]:
@@ -181,7 +185,7 @@ def _curve(lines: Sequence[Line], name: str, colour: str, value: Callable[[Line]
         return []
     return [
         go.Scatter(
-            x=[at for at, _ in points],
+            x=[f"round {at}" for at, _ in points],  # a category: there is nothing between two rounds
             y=[short(found) for _, found in points],
             name=name,
             mode="lines+markers",

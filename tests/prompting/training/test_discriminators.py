@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 from loopback import listening, saying
@@ -93,7 +94,7 @@ def test_a_checker_of_a_task_passes_over_what_has_no_right_answer(world, monkeyp
         assert found[0].preference is None
 
 
-def test_a_budget_that_is_used_up_ends_a_round_and_no_call_is_paid_twice(settings) -> None:
+def test_a_budget_that_is_used_up_ends_a_round_and_no_call_is_paid_twice(settings, tmp_path) -> None:
     with listening(saying(lambda turns: "Verdict: 1")) as server:
         how = {"rounds": 2, "discriminator": f"endpoint:{server.url}", "facts": False, "max_new_tokens": 24}
         given = settings("rounds", prompts={**how, "max_calls": 20, "measured": 8})
@@ -105,7 +106,10 @@ def test_a_budget_that_is_used_up_ends_a_round_and_no_call_is_paid_twice(setting
         with pytest.raises(PreftuneError, match="budget of 20 calls"):
             resume_prompts(path, quiet=True)
         assert len(server.passed) == before, "not one more"
+        shutil.copytree(path, tmp_path / "stopped")
         found = resume_prompts(path, changes=["prompts.max_calls=500"], quiet=True)
+    with pytest.raises(PreftuneError, match=server.url.removesuffix("/v1")):  # it has gone
+        resume_prompts(tmp_path / "stopped", quiet=True)
     asked = [json.dumps(body, sort_keys=True) for body in server.passed]
     assert len(set(asked)) == len(asked), "nothing is asked twice"
     assert found.rounds[0]["accepted"] == 0

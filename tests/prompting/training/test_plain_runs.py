@@ -10,13 +10,16 @@ import pytest
 
 from preftune import yaml_tree
 from preftune.config import RunConfig
-from preftune.data.records import Message
+from preftune.data.records import Message, Where
 from preftune.errors import PreftuneError
+from preftune.prompting.config import PromptsConfig
+from preftune.prompting.discriminators import Duel, open_discriminator
 from preftune.prompting.generators import GeneratorSampling
 from preftune.prompting.records import read_pairs, write_pairs
 from preftune.prompting.rewriter import Asked, open_rewriter
 from preftune.prompting.template import FILE, Template
 from preftune.prompting.training import resume_prompts, train_prompts
+from preftune.report.prompt_rounds import show
 
 BARE = Template(optimizer="{prompt} In {words}:", discriminator="{prompt} {first} {second}", plain_end="\n")
 
@@ -152,6 +155,29 @@ def test_broken_pairs_are_named_by_row(settings, tmp_path, text, said) -> None:
     with pytest.raises(PreftuneError, match=said):
         train_prompts(settings(data={"path": str(tmp_path / "broken.jsonl")}), quiet=True)
     assert [path.name for path in tmp_path.iterdir()] == ["broken.jsonl"]
+
+
+def test_pairs_without_a_preference_are_left_out_and_counted(settings, world, tmp_path) -> None:
+    pairs = list(read_pairs(str(world / "pairs.jsonl")))
+    same = replace(
+        pairs[0], id="same", prompt="Sing.", chosen="Sing now.", rejected="Sing  now.", where=Where("pairs.jsonl", 18)
+    )
+    said: list[str] = []
+    train_prompts(settings(data={"held_out": 0}), pairs=[*pairs, same], quiet=True, say=said.append)
+    assert said == ["note: pairs: 1 left out: 1 because chosen and rejected are identical (pairs.jsonl row 18)"]
+    with pytest.raises(PreftuneError, match="no pair is left to learn from"):
+        train_prompts(settings("none", data={"held_out": 0}), pairs=[same], quiet=True)
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_reward_model_of_rewrites_judges_them(settings, capsys) -> None:
+    trained = train_prompts(settings(objective={"name": "bradley_terry"}), quiet=True)
+    show(trained)
+    assert f"a judge of rewrites: reward:{trained.path}" in capsys.readouterr().out.replace("\n", "")
+    how = PromptsConfig(rounds=1, discriminator=f"reward:{trained.path}")
+    with open_discriminator(how, None, Template()) as judge:
+        duel = Duel("one", "Draw a dog.", "Draw a dog. Think first.", "Draw a dog. Now.", 20)
+        assert judge.verdicts([duel.comparison(Template())])[0].preference in (0.0, 1.0)
 
 
 def test_a_broken_template_is_named_by_block(settings, tmp_path) -> None:
