@@ -177,6 +177,11 @@ def _check_rounds(config: PromptsRunConfig, loaded: bool) -> None:
             f"rounds begin with a model on disk, which the reference is read from, and not with {what}: train it once "
             "without rounds (prompts.rounds=0), and name that run's folder model as model.path"
         )
+    if config.output.overwrite:
+        raise PreftuneError(
+            "output.overwrite=true is not for rounds, of which each may have taken hours: move the folder away, or "
+            "name another"
+        )
     if config.model.quantize != "none":
         raise PreftuneError(
             f"model.quantize={config.model.quantize} does not go with rounds, for each puts the last one's adapter "

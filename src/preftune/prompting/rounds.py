@@ -38,11 +38,13 @@ from preftune.objectives import registry
 from preftune.prompting import template as templates
 from preftune.prompting.case_files import read_cases, write_cases
 from preftune.prompting.cases import Case, render
+from preftune.prompting.config import FREE as OWN
 from preftune.prompting.config import PromptsRunConfig
 from preftune.prompting.discriminators import SelfJudge, open_discriminator
 from preftune.prompting.generators import open_generator
 from preftune.prompting.proposing import Asking, measure, propose, to_measure
 from preftune.prompting.template import Template
+from preftune.report.prompt_rounds import write as write_page
 from preftune.resuming import FREE, has_ended
 from preftune.run import Run
 from preftune.training.progress import Bar
@@ -160,11 +162,9 @@ def reopen(rounds: Rounds, changes: Sequence[str]) -> PromptsRunConfig:
     Raises:
         PreftuneError: if a key cannot change any more, or a file cannot be read.
     """
-    from preftune.prompting.config import FREE as OWN
-
     for change in changes:
         key = change.partition("=")[0]
-        if key not in (*FREE, *OWN):
+        if key not in (*OWN, *FREE):
             raise PreftuneError(
                 f"{key} cannot change when rounds go on, for it decides what they are: start anew in another folder; "
                 f"what may change: {', '.join((*OWN, *FREE))}"
@@ -204,27 +204,23 @@ def carry_out(
     changes = [change for change in changes if change.partition("=")[0] in FREE]
     for number in range(done + 1, count + 1):
         run = _train(config, rounds, number, changes, show)
-        if number > done:
-            began = time.monotonic()
-            try:
-                line = _after(config, rounds, number, template, show)
-            except BudgetError as error:
-                said = str(error).partition(": what was answered")[0]
-                raise PreftuneError(
-                    f"{said}, in round {number}: what was answered is kept; go on with preftune prompts train --resume "
-                    f"{rounds.path} and a larger prompts.max_calls or prompts.max_tokens"
-                ) from None
-            line = {"round": number, **_figures(run, rounds, number), **line}
-            line["asked_seconds"] = round(time.monotonic() - began, 3)
-            journal = Journal(rounds.path / LINES)
-            journal.add(line)
-            journal.close()
-            say(sentence(line, count))
+        began = time.monotonic()
+        try:
+            line = _after(config, rounds, number, template, show)
+        except BudgetError as error:
+            said = str(error).partition(": what was answered")[0]
+            raise PreftuneError(
+                f"{said}, in round {number}: what was answered is kept; go on with preftune prompts train --resume "
+                f"{rounds.path} and a larger prompts.max_calls or prompts.max_tokens"
+            ) from None
+        line = {"round": number, **_figures(run), **line, "asked_seconds": round(time.monotonic() - began, 3)}
+        journal = Journal(rounds.path / LINES)
+        journal.add(line)
+        journal.close()
+        say(sentence(line, count))
     lines = rounds.lines()
     summary = {"strategy": config.strategy, "rounds": count, "last": f"round-{count}", "lines": lines}
     write_whole(rounds.path / SUMMARY, (to_json(summary, indent=2) + "\n").encode())
-    from preftune.report.prompt_rounds import write as write_page
-
     write_page(rounds.path)
     return Run(rounds.run(count))
 
@@ -314,7 +310,7 @@ def _after(config: PromptsRunConfig, rounds: Rounds, number: int, template: Temp
     return line
 
 
-def _figures(run: Run, rounds: Rounds, number: int) -> dict[str, Any]:
+def _figures(run: Run) -> dict[str, Any]:
     """Of a round's run, for its line."""
     summary = run.summary
     after = summary.get("after", {})

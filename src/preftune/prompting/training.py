@@ -29,6 +29,7 @@ from preftune.prompting.config import PromptsRunConfig, check_prompts, without_e
 from preftune.prompting.records import PromptPair, read_pairs
 from preftune.prompting.rounds import SUMMARY, Rounds, Say, begin, carry_out, reopen
 from preftune.prompting.template import Template
+from preftune.report.prompt_rounds import write as write_page
 from preftune.run import Run
 from preftune.training.run_folder import RunFolder, to_json
 
@@ -143,6 +144,8 @@ def resume_prompts(
         return Trained(run.path, run)
     config = reopen(rounds, changes)
     if (rounds.path / SUMMARY).is_file():
+        if not (rounds.path / "report.html").is_file():
+            write_page(rounds.path)
         return Trained(rounds.path, Run(rounds.run(config.prompts.rounds)), tuple(rounds.lines()))
     folder = RunFolder(rounds.path).lock()
     try:

@@ -30,8 +30,8 @@ Line = Mapping[str, Any]
 HEADER = (
     "rows",
     "held-out preference accuracy",
-    "right, held out",
-    "right, trained on",
+    "discriminator, held out",
+    "discriminator, trained on",
     "rewrites accepted",
     "left out unasked",
     "training",

@@ -124,6 +124,13 @@ def test_rounds_that_are_killed_anywhere_come_to_the_same(folder: Path, monkeypa
     assert next(each["step"] for each in resumed) >= 2, "from a checkpoint"
 
 
+def test_a_folder_that_was_never_begun_is_no_obstacle(rounds, tmp_path) -> None:
+    (tmp_path / "rounds" / "data").mkdir(parents=True)
+    for name in ("manifest.json", "template.yaml", "prompts.json"):  # killed before prompts.yaml was there
+        (tmp_path / "rounds" / name).write_text("{}")
+    assert rounds(prompts={"rounds": 1, "measured": 0}).rounds
+
+
 def test_rounds_that_are_over_stay_as_they_are(trained) -> None:
     before = {path: path.stat().st_mtime_ns for path in trained.path.rglob("*")}
     again = resume_prompts(trained.path, quiet=True)

@@ -130,6 +130,7 @@ def test_held_out_pairs_may_have_a_file_of_their_own(settings, world, tmp_path) 
             {"prompts": {"rounds": 2, "reference": "last_round"}, "reference": {"path": "sandbox"}},
             "each say what the reference is",
         ),
+        ({"prompts": {"rounds": 2}, "output": {"overwrite": True}}, "output.overwrite=true is not for rounds"),
         ({"prompts": {"rounds": 2}, "model": {"revision": "abc"}}, "model.revision=abc does not go with rounds"),
     ],
 )
