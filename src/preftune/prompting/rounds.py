@@ -20,10 +20,12 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import BaseModel
 
 from preftune import api, yaml_tree
 from preftune.checks import check
@@ -35,6 +37,7 @@ from preftune.evaluation.journal import Journal
 from preftune.evaluation.models import ROUNDS_CONFIG, find
 from preftune.files import write_whole
 from preftune.objectives import registry
+from preftune.policy.loading import BUILT_IN
 from preftune.prompting import template as templates
 from preftune.prompting.case_files import read_cases, write_cases
 from preftune.prompting.cases import Case, render
@@ -51,9 +54,11 @@ from preftune.training.progress import Bar
 from preftune.training.run_folder import RunFolder, to_json
 
 TEXTS = (templates.FILE, templates.ABOUT)
+HELD_OUT = "held_out"  # of data, and of what is measured
 LINES, SUMMARY, KEPT = "rounds.jsonl", "summary.json", "kept"
 SEEDS = 2**63
 Say = Callable[[str], object]
+T = TypeVar("T", bound=BaseModel)
 
 
 @dataclass(frozen=True)
@@ -90,7 +95,7 @@ class Rounds:
     def cases(self, name: int | str) -> list[Case]:
         """Those rows."""
         path = self.data(name)
-        return list(read_cases(str(path))) if path.is_file() else []
+        return [] if name == HELD_OUT and not path.exists() else list(read_cases(str(path)))
 
     def model(self, number: int) -> Path:
         """The whole model that a round came to."""
@@ -136,13 +141,12 @@ def begin(
     try:
         folder.write_manifest(seed=config.seed)  # first: a folder that was not begun in earnest may be replaced
         (rounds.path / "data").mkdir()
-        named: list[tuple[int | str, Sequence[Case]]] = [(1, sides[0]), ("held_out", sides[1])]
+        named: list[tuple[int | str, Sequence[Case]]] = [(1, sides[0]), (HELD_OUT, sides[1])]
         for name, cases in named if sides[1] else named[:1]:
             write_cases(rounds.data(name), cases, template, about["chat"])
         template.write(rounds.path / templates.FILE)
         write_whole(rounds.path / templates.ABOUT, (to_json(about, indent=2) + "\n").encode())
-        output = config.output.model_copy(update={"path": str(rounds.path), "overwrite": False})
-        rounds.write_config(config.model_copy(update={"objective": registry.spec_of(config.terms), "output": output}))
+        rounds.write_config(_resolved(config, rounds))
     except OSError as error:
         folder.discard()
         raise PreftuneError(f"cannot write to output.path {rounds.path} ({error.strerror}): make room there") from None
@@ -200,24 +204,23 @@ def carry_out(
         PreftuneError: whatever a user can mend; the rounds go on from there.
     """
     template, count = Template.read(rounds.path / templates.FILE), config.prompts.rounds
-    done = len(rounds.lines())
-    changes = [change for change in changes if change.partition("=")[0] in FREE]
-    for number in range(done + 1, count + 1):
-        run = _train(config, rounds, number, changes, show)
-        began = time.monotonic()
-        try:
-            line = _after(config, rounds, number, template, show)
-        except BudgetError as error:
-            said = str(error).partition(": what was answered")[0]
-            raise PreftuneError(
-                f"{said}, in round {number}: what was answered is kept; go on with preftune prompts train --resume "
-                f"{rounds.path} and a larger prompts.max_calls or prompts.max_tokens"
-            ) from None
-        line = {"round": number, **_figures(run), **line, "asked_seconds": round(time.monotonic() - began, 3)}
-        journal = Journal(rounds.path / LINES)
-        journal.add(line)
-        journal.close()
-        say(sentence(line, count))
+    with closing(Journal(rounds.path / LINES)) as journal:
+        done = len(journal.lines)
+        changes = [change for change in changes if change.partition("=")[0] in FREE]
+        for number in range(done + 1, count + 1):
+            run = _train(config, rounds, number, changes, show)
+            began = time.monotonic()
+            try:
+                line = _after(config, rounds, number, template, show)
+            except BudgetError as error:
+                said = str(error).partition(": what was answered")[0]
+                raise PreftuneError(
+                    f"{said}, in round {number}: what was answered is kept; go on with preftune prompts train --resume "
+                    f"{rounds.path} and a larger prompts.max_calls or prompts.max_tokens"
+                ) from None
+            line = {"round": number, **_figures(run), **line, "asked_seconds": round(time.monotonic() - began, 3)}
+            journal.add(line)
+            say(sentence(line, count))
     lines = rounds.lines()
     summary = {"strategy": config.strategy, "rounds": count, "last": f"round-{count}", "lines": lines}
     write_whole(rounds.path / SUMMARY, (to_json(summary, indent=2) + "\n").encode())
@@ -230,7 +233,7 @@ def sentence(line: Mapping[str, Any], count: int) -> str:
     said = f"round {line['round']} of {count}"
     if "proposed" in line:
         said += f": {line['accepted']:,} of {line['proposed']:,} rewrites accepted"
-    for side in ("held_out", "training"):
+    for side in (HELD_OUT, "training"):
         found = line["discriminator"].get(side, {})
         if found.get("rows"):
             which = side.replace("_", " ")
@@ -248,6 +251,23 @@ def _check_free(path: Path) -> None:
         )
 
 
+def _resolved(config: PromptsRunConfig, rounds: Rounds) -> PromptsRunConfig:
+    """The config that goes on from any current folder: whatever is on disk is named by its whole path."""
+
+    def found(block: T, *names: str) -> T:
+        given = {name: path for name in names if (path := getattr(block, name)) not in (None, BUILT_IN)}
+        there = {name: str(Path(path).absolute()) for name, path in given.items() if Path(path).exists()}
+        return block.model_copy(update=there)
+
+    output = config.output.model_copy(update={"path": str(rounds.path), "overwrite": False})
+    blocks = {
+        "model": found(config.model, "path", "tokenizer"),
+        "reference": found(config.reference, "path", "folder"),
+        "prompts": found(config.prompts, "template", "generator", "rubric"),
+    }
+    return config.model_copy(update={"objective": registry.spec_of(config.terms), "output": output, **blocks})
+
+
 def _train(config: PromptsRunConfig, rounds: Rounds, number: int, changes: Sequence[str], show: bool) -> Run:
     """The run of a round: made, gone on with, or as it is."""
     path = rounds.run(number)
@@ -257,7 +277,7 @@ def _train(config: PromptsRunConfig, rounds: Rounds, number: int, changes: Seque
         template, chat = Template.read(rounds.path / templates.FILE), about(rounds.path)["chat"]
         sides = [
             [render(case, template, chat) for case in rounds.cases(name) if case.chosen != case.rejected]
-            for name in (number, "held_out")
+            for name in (number, HELD_OUT)
         ]
         run = api.run(
             _config_of(config, rounds, number),
@@ -276,7 +296,7 @@ def _train(config: PromptsRunConfig, rounds: Rounds, number: int, changes: Seque
 def _config_of(config: PromptsRunConfig, rounds: Rounds, number: int) -> RunConfig:
     """Of the run of a round: it begins with the last one's model, and the reference stays or moves."""
     plain = config.plain()
-    data = plain.data.model_copy(update={"held_out": type(plain.data)().held_out, "held_out_path": None, "limit": None})
+    data = plain.data.model_copy(update={HELD_OUT: type(plain.data)().held_out, "held_out_path": None, "limit": None})
     output = plain.output.model_copy(update={"path": str(rounds.run(number)), "overwrite": False})
     changes: dict[str, Any] = {"data": data, "output": output, "seed": (plain.seed + number - 1) % SEEDS}
     if number > 1:
@@ -291,7 +311,7 @@ def _config_of(config: PromptsRunConfig, rounds: Rounds, number: int) -> RunConf
 def _after(config: PromptsRunConfig, rounds: Rounds, number: int, template: Template, show: bool) -> dict[str, Any]:
     """What the optimiser of a round says and proposes, and the rows of the next one."""
     prompts, kept = config.prompts, rounds.path / KEPT
-    cases, held_out = rounds.cases(number), rounds.cases("held_out")
+    cases, held_out = rounds.cases(number), rounds.cases(HELD_OUT)
     with ExitStack() as opened:
         generator = opened.enter_context(open_generator(str(rounds.run(number)), kept, chat=about(rounds.path)["chat"]))
         judge = open_discriminator(prompts, kept, template)
@@ -300,7 +320,7 @@ def _after(config: PromptsRunConfig, rounds: Rounds, number: int, template: Temp
             seed = (config.seed + number) % SEEDS
             asking = Asking(generator, template, judge, prompts, seed, progress)
             line: dict[str, Any] = {"rows": len(cases), "discriminator": {"name": judge.name}}
-            for side, rows in (("held_out", held_out), ("training", cases)):
+            for side, rows in ((HELD_OUT, held_out), ("training", cases)):
                 found = measure(asking, to_measure(rows, prompts.measured, config.seed), f"round {number}: {side}")
                 line["discriminator"][side] = found
             if number < prompts.rounds:

@@ -131,6 +131,27 @@ def test_a_folder_that_was_never_begun_is_no_obstacle(rounds, tmp_path) -> None:
     assert rounds(prompts={"rounds": 1, "measured": 0}).rounds
 
 
+def test_half_a_line_and_another_current_folder_are_no_obstacle(trained, world, tmp_path, monkeypatch) -> None:
+    path = tmp_path / "rounds"
+    shutil.copytree(trained.path, path, ignore=shutil.ignore_patterns("round-2", "summary.json", "report.html"))
+    lines = (path / "rounds.jsonl").read_bytes().splitlines(keepends=True)
+    (path / "rounds.jsonl").write_bytes(lines[0] + lines[1][:20])
+    monkeypatch.setattr(sys, "path", [str(world), *sys.path])
+    again = resume_prompts(path, quiet=True)
+    weights = [each / "round-2" / "model" / "model.safetensors" for each in (path, trained.path)]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+    assert len(again.rounds) == 2
+
+
+def test_models_are_found_from_another_current_folder(settings, world, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(world)
+    how = {"rounds": 1, "measured": 0, "template": "short.yaml"}
+    folder = train_prompts(settings(prompts=how, model={"path": "base/model"}), quiet=True).path
+    config = yaml.safe_load((folder / "prompts.yaml").read_text())
+    assert config["model"]["path"] == str(world / "base" / "model")
+    assert config["prompts"]["template"] == str(world / "short.yaml")
+
+
 def test_rounds_that_are_over_stay_as_they_are(trained) -> None:
     before = {path: path.stat().st_mtime_ns for path in trained.path.rglob("*")}
     again = resume_prompts(trained.path, quiet=True)
