@@ -168,8 +168,12 @@ def run(
     show: bool = True,
     resumes: bool = False,
     changes: Sequence[str] = (),
+    files: Mapping[str, str] | None = None,
 ) -> Run:
-    """Carry out a resolved config, which `file` may name. See `train`, and `resume` for a run that goes on."""
+    """Carry out a resolved config, which `file` may name. See `train`, and `resume` for a run that goes on.
+
+    `files` are texts that the run folder keeps from the start, by name: of `run_folder.FILES`.
+    """
     terms = terms or registry.terms(config.objective)
     source = config.data.path if rows is None else str(rows) if isinstance(rows, Path) else rows
     if source is None:
@@ -195,6 +199,7 @@ def run(
                 given = model is not None or isinstance(tokenizer, PreTrainedTokenizerBase)
                 _write_manifest(folder, config, trainer, records, start, given)
                 folder.write_data_doctor(records.doctor)
+                folder.write_texts(files or {})
                 resolved = _resolved(config, terms, folder, records, source, held_out)
                 folder.write_config(yaml_tree.dump(resolved))  # last: a folder with a config holds a run
         except BaseException:

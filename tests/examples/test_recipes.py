@@ -15,6 +15,7 @@ from preftune.config import RunConfig
 from preftune.objectives import registry
 from preftune.policy.loading import LoraConfig
 from preftune.policy.scratch import ScratchConfig, build
+from preftune.prompting.config import PromptsRunConfig
 from preftune.training.optim import OptimConfig
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -25,7 +26,8 @@ Cli = Callable[..., CompletedProcess[str]]
 
 
 def config_of(path: Path) -> RunConfig:
-    return yaml_tree.load(RunConfig, path, [], tagged=("objective",))
+    kind = PromptsRunConfig if "prompts" in yaml_tree.read(path) else RunConfig
+    return yaml_tree.load(kind, path, [], tagged=("objective",))
 
 
 def lines_of(path: Path) -> list[dict[str, Any]]:

@@ -55,5 +55,7 @@ def report(
         raise PreftuneError("--out names the page of a comparison: a run's report goes into its folder, as report.html")
     else:
         from preftune.report.html import write
+        from preftune.report.prompt_rounds import holds_rounds
+        from preftune.report.prompt_rounds import write as write_rounds
 
-        typer.echo(write(runs[0]))
+        typer.echo(write_rounds(runs[0]) if holds_rounds(runs[0]) else write(runs[0]))

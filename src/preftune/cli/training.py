@@ -159,7 +159,7 @@ def _train(
     given: dict[str, Any] = {"model.path": model, "data.path": data, "objective.name": objective, "output.path": out}
     # quoted: a folder may be called 2024 or true
     overrides = [f"{key}={json.dumps(str(value))}" for key, value in given.items() if value is not None]
-    if lora and not _names_adapters(file):
+    if lora and not names_adapters(file):
         overrides.append("model.lora={}")  # before the user's own words, which may set its fields
     overrides += rest
     named = {word.partition("=")[0] for word in overrides}
@@ -190,7 +190,7 @@ def _resume(run: Path, words: list[str], options: list[str], quiet: bool) -> Non
     show_run(resume(run, changes=changes, quiet=quiet))
 
 
-def _names_adapters(file: Path | None) -> bool:
+def names_adapters(file: Path | None) -> bool:
     """True if the config file describes LoRA adapters, which --lora then leaves as they are."""
     from preftune import yaml_tree
 

@@ -22,6 +22,7 @@ from preftune.evaluation.endpoint import Endpoint
 from preftune.evaluation.endpoint_writer import Answering, endpoint_writer
 from preftune.evaluation.generating import Generated, generate
 from preftune.evaluation.judges import ScoringJudge
+from preftune.evaluation.models import standing_for
 from preftune.evaluation.opening import Opened, open_for_evaluation
 from preftune.evaluation.pair_figures import pair_figures
 from preftune.evaluation.scoring import score
@@ -212,8 +213,8 @@ def write_evaluation(folder: Path, figures: Mapping[str, Any], generated: Genera
 def _folder(path: str | Path, out: str | Path | None) -> Path:
     """Where to write, if that can be a folder at all."""
     if out is None:
-        is_run = (Path(path).expanduser() / "config.yaml").is_file()
-        return Path(path).expanduser() if is_run else DEFAULT_OUT
+        folder = standing_for(path)
+        return folder if (folder / "config.yaml").is_file() else DEFAULT_OUT
     if Path(out).exists() and not Path(out).is_dir():
         raise PreftuneError(f"--out {out} is a file, expected a folder to write {FIGURES} and {GENERATIONS} into")
     return Path(out)

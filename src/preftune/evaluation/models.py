@@ -27,6 +27,7 @@ from preftune.training.references import adapter_off_is_the_start
 from preftune.training.run_folder import RunFolder
 
 MODEL = "model"  # folder of a run's trained model
+ROUNDS_CONFIG = "prompts.yaml"  # in a folder of rounds, each a run: the last one is what the folder stands for
 ADAPTER = "adapter_model.safetensors"
 
 
@@ -91,7 +92,8 @@ def find(path: str | Path) -> Named:
         PreftuneError: for a run that has not finished, and a folder that holds neither a run nor a model.
     """
     path = str(path)
-    folder = Path(path).expanduser()
+    folder = Path(path).expanduser() if path == BUILT_IN else standing_for(path)
+    path = path if folder == Path(path).expanduser() else str(folder)
     if path != BUILT_IN and (folder / "config.yaml").is_file():
         if not has_ended(folder):
             raise PreftuneError(
@@ -112,6 +114,26 @@ def find(path: str | Path) -> Named:
     model = ModelConfig(path=path if path == BUILT_IN else str(folder) if folder.exists() else path)
     loading.check_path(model)
     return Named(path, None, RunConfig(model=model))
+
+
+def standing_for(path: str | Path) -> Path:
+    """The folder that a path stands for: of a folder of rounds, the run of the last one; else itself.
+
+    Raises:
+        PreftuneError: for rounds that have not finished.
+    """
+    folder = Path(path).expanduser()
+    if not (folder / ROUNDS_CONFIG).is_file():
+        return folder
+    try:
+        return folder / str(json.loads((folder / "summary.json").read_text(encoding="utf-8"))["last"])
+    except FileNotFoundError:
+        raise PreftuneError(
+            f"the rounds in {folder} have not finished: go on with them (preftune prompts train --resume {folder}), or "
+            f"name one that has ({folder / 'round-1'})"
+        ) from None
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise PreftuneError(f"{folder / 'summary.json'} cannot be read ({error}): restore it") from None
 
 
 def load_policy(named: Named) -> Loaded:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from preftune.errors import PreftuneError
 from preftune.evaluation.judges import EndpointUse
 from preftune.prompting import template as templates
 from preftune.prompting.generators import Generator, GeneratorSampling, Progress, Reply, open_generator
@@ -113,17 +115,29 @@ def open_rewriter(
         folder: where all it writes is kept, and replayed from.
         template: how it is asked; None: as in its training, or the built-in template.
         use: of an endpoint.
-        chat: ask in a user's turn; None: if it has a chat template.
+        chat: ask in a user's turn; None: as in its training, or if it has a chat template.
 
     Raises:
         PreftuneError: if there is no such optimiser, or the template cannot be read.
     """
     own = Path(name) / templates.FILE
+    if chat is None:
+        chat = _trained_in_chat(Path(name) / templates.ABOUT)
     if isinstance(template, Path):
         template = Template.read(template)
     elif template is None:
         template = Template.read(own) if own.is_file() else Template()
     return Rewriter(open_generator(name, folder, use=use, chat=chat), template)
+
+
+def _trained_in_chat(about: Path) -> bool | None:
+    """What a run of `preftune prompts train` says of itself; None for any other generator."""
+    if not about.is_file():
+        return None
+    try:
+        return bool(json.loads(about.read_text(encoding="utf-8"))["chat"])
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise PreftuneError(f"{about} cannot be read ({error}): restore it") from None
 
 
 def default_limit(prompt: str) -> int:

@@ -19,7 +19,7 @@ from preftune.data.records import Message, Text
 from preftune.errors import PreftuneError
 from preftune.files import write_whole
 
-FILE = "template.yaml"  # in the folder of a run that trained an optimiser
+FILE, ABOUT = "template.yaml", "prompts.json"  # in the folder of a run that trained an optimiser
 
 # Slots of each block: those that must stand there, and those that may.
 SLOTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
@@ -138,13 +138,17 @@ class Template:
         except PreftuneError as error:
             raise PreftuneError(f"template {path}: {error}") from None
 
+    def as_yaml(self) -> str:
+        """As YAML that `read` takes."""
+        return str(yaml.safe_dump(asdict(self), sort_keys=False, allow_unicode=True, width=110))
+
     def write(self, path: Path) -> None:
         """Write it as YAML that `read` takes.
 
         Raises:
             OSError: if it cannot be written.
         """
-        write_whole(path, yaml.safe_dump(asdict(self), sort_keys=False, allow_unicode=True, width=110).encode())
+        write_whole(path, self.as_yaml().encode())
 
 
 def words_in(text: str) -> int:

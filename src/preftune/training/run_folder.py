@@ -36,6 +36,8 @@ LINES = ("metrics.jsonl", "samples.jsonl", "rollouts.jsonl")
 FILES = {"config.yaml", "manifest.json", *LINES, "summary.json", "report.html", "failure.json", "credit.jsonl"}
 FILES |= {"evaluation.json", "generations.jsonl", "verdicts.jsonl", "calls.jsonl", "data_doctor.json", "benchmark.json"}
 FILES |= {"calls-policy.jsonl", "calls-against.jsonl"}
+BEGINNING = {"manifest.json", "data_doctor.json", "template.yaml", "prompts.json"}  # written before the config
+FILES |= BEGINNING
 
 
 class OutputConfig(BaseModel):
@@ -232,6 +234,11 @@ class RunFolder:
         """Keep what the data doctor found."""
         self._write("data_doctor.json", to_json(values, indent=2))
 
+    def write_texts(self, texts: Mapping[str, str]) -> None:
+        """Keep texts that belong to the run, by file name."""
+        for name, text in texts.items():
+            self._write(name, text)
+
     def manifest(self) -> dict[str, Any]:
         """What `write_manifest` kept.
 
@@ -359,7 +366,7 @@ def _never_began(path: Path) -> bool:
     """True for an empty folder, and for one that a process was killed in before its run began."""
     names = {one.name for one in path.iterdir()}
     names = {name for name in names if not (name.startswith(".") and name.endswith(".tmp"))}
-    return not names or ("manifest.json" in names and names <= {"manifest.json", "data_doctor.json", "data"})
+    return not names or ("manifest.json" in names and names <= BEGINNING | {"data"})
 
 
 class Onlooker(RunFolder):
