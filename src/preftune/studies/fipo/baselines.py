@@ -11,8 +11,8 @@ from preftune.sandbox.tasks import SEEN, SHIPPED, UNSEEN, folder_of
 from preftune.sandbox.tasks.families import FAMILIES
 from preftune.sandbox.tasks.wordings import IDLE, PLANS
 from preftune.studies.fipo.answers import Answers
-from preftune.studies.fipo.chain import RESULTS, answering, flags, measured, splits
-from preftune.studies.fipo.form import DECODINGS, Form
+from preftune.studies.fipo.chain import RESULTS, answering, flags, looks, measured
+from preftune.studies.fipo.form import Form, Split
 from preftune.studies.fipo.rewrites import PROBED, TEST, Asked, asked
 
 BASELINES = {
@@ -65,29 +65,31 @@ def carry_out(folder: Path, form: Form) -> None:
     done = {(line["strategy"], line["decoding"], line["split"]) for line in journal.lines}
     try:
         with Answers(folder / "answers") as answers:
-            probed = asked(form.probed, PROBED)
+            probed = asked(form.probed, PROBED, held_out=True)
             chosen = {"prefix": best_prefix(probed, answers), "oracle": best_plans(probed, answers)}
-            for split, questions in splits(form):
-                for decoding in DECODINGS:
-                    if ("untrained", decoding, split) not in done:
-                        line = measured(folder_of("optimizer"), questions, decoding, split, 0, answers)
-                        journal.add({"strategy": "untrained", **line})
-                for key in ("naive", "prefix", "oracle"):
-                    if (key, "greedy", split) not in done:
-                        right = {
-                            name: flags(
-                                [_text(key, one, name, chosen) for one in questions], questions, [name], answers
-                            )
-                            for name in answering(split)
-                        }
-                        line = {"right": {name: each[name] for name, each in right.items()}, "copied": 1.0, "kinds": {}}
-                        journal.add(
-                            {"strategy": key, "decoding": "greedy", "split": split, **line, "chosen": chosen.get(key)}
-                        )
+            for decoding, split, questions in looks(form):
+                if ("untrained", decoding, split) not in done:
+                    line = measured(folder_of("optimizer"), questions, decoding, split, 0, answers)
+                    journal.add({"strategy": "untrained", **line})
+                for key in ("naive", "prefix", "oracle") if decoding == "greedy" else ():
+                    if (key, decoding, split) not in done:
+                        right = _right(key, questions, split, chosen, answers)
+                        line = {"right": right, "copied": 1.0, "kinds": {}, "chosen": chosen.get(key)}
+                        journal.add({"strategy": key, "decoding": decoding, "split": split, **line})
             if ("control", "greedy", "test") not in done:
                 journal.add({"strategy": "control", "decoding": "greedy", "split": "test", **_grounds(form, answers)})
     finally:
         journal.close()
+
+
+def _right(
+    key: str, questions: Sequence[Asked], split: Split, chosen: dict[str, Any], answers: Answers
+) -> dict[str, str]:
+    """A baseline's flags, generator by generator, for an oracle knows whom it asks."""
+    found: dict[str, str] = {}
+    for name in answering(split):
+        found |= flags([_text(key, one, name, chosen) for one in questions], questions, [name], answers)
+    return found
 
 
 def _text(key: str, one: Asked, generator: str, chosen: dict[str, Any]) -> str:
@@ -102,7 +104,7 @@ def _text(key: str, one: Asked, generator: str, chosen: dict[str, Any]) -> str:
 def _grounds(form: Form, answers: Answers) -> dict[str, Any]:
     """What each generator makes of each family, asked naively and under each plan: what the whole study stands on. The
     control, trained on answers without steps, shows that it is the steps which count."""
-    questions = asked(form.test, TEST)
+    questions = asked(form.test, TEST, held_out=True)
     golds = [one.question.answer for one in questions]
     wordings = {"naive": [one.prompt for one in questions]}
     for number in range(3):

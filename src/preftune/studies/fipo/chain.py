@@ -71,19 +71,22 @@ def carry_out(place: Place) -> None:
                     with redirect_stderr(io.StringIO()):  # what a run says of its data is known
                         _train(place, strategy, model, answers)
                     seconds = time.process_time() - began
-                for decoding in DECODINGS:
-                    for split, questions in splits(place.form):
-                        if (key, decoding, split) not in done:
-                            line = measured(model, questions, decoding, split, place.draw("test"), answers)
-                            named = {"teacher": place.teacher, "seed": place.seed, "strategy": key}
-                            journal.add({**named, **line, "training_seconds": seconds})
+                for decoding, split, questions in looks(place.form):
+                    if (key, decoding, split) not in done:
+                        line = measured(model, questions, decoding, split, place.draw("test"), answers)
+                        named = {"teacher": place.teacher, "seed": place.seed, "strategy": key}
+                        journal.add({**named, **line, "training_seconds": seconds})
     finally:
         journal.close()
 
 
-def splits(form: Form) -> list[tuple[Split, list[Asked]]]:
-    """The questions that optimisers are tried on: the same for all."""
-    return [("validation", asked(form.validation, VALIDATION)), ("test", asked(form.test, TEST))]
+def looks(form: Form) -> list[tuple[Decoding, Split, list[Asked]]]:
+    """How, and on which questions, each optimiser is tried: the same for all."""
+    test = asked(form.test, TEST, held_out=True)
+    return [
+        ("greedy", "validation", asked(form.validation, VALIDATION, held_out=True)),
+        *((decoding, "test", test) for decoding in DECODINGS),
+    ]
 
 
 def measured(
