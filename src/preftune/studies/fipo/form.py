@@ -104,5 +104,5 @@ class Form:
     probed: int
 
 
-FULL = Form((1, 2, 3), tuple(TEACHERS), tuple(STRATEGIES), 6000, 200, 1500, 90, 3, 250, 500, 150)
-QUICK = Form((1,), ("poor",), ("sft", "dpo", "ipl-ipo"), 2400, 100, 400, 36, 2, 50, 100, 25)
+FULL = Form((1, 2, 3), tuple(TEACHERS), tuple(STRATEGIES), 6000, 150, 1500, 90, 3, 250, 500, 150)
+QUICK = Form((1,), ("poor",), ("sft", "dpo", "ipl-ipo"), 3200, 80, 500, 60, 2, 40, 100, 20)

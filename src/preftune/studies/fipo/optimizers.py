@@ -18,7 +18,7 @@ from preftune.sandbox.tasks import LONGEST, TEMPLATE
 from preftune.studies.fipo.form import Decoding, Strategy
 
 BATCH = {"sft": 64, "pairs": 32}
-RATES = {"sft": 3e-3, "pairs": 3e-4}
+RATES = {"sft": 3e-3, "pairs": 5e-5}
 SAMPLING = {  # sampled: as the paper does
     "greedy": GeneratorSampling(max_new_tokens=LONGEST),
     "sampled": GeneratorSampling(max_new_tokens=LONGEST, temperature=0.8, top_p=0.95),
