@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table as TerminalTable
 
 from preftune.errors import PreftuneError
+from preftune.prompting.paper import NAIVE, TABLE3
 from preftune.report.fipo_figures import figures
 from preftune.report.study import Page, Table
 from preftune.sandbox.tasks import SEEN, UNSEEN
@@ -25,8 +26,9 @@ if TYPE_CHECKING:
     from preftune.studies.fipo.tables import Outcome
     from preftune.studies.frontier.statistics import Mean
 
-# Weighted averages of the paper (arXiv 2402.11811v4, Tables 3 and 6: optimisers of 70B, generator Tulu2-7B).
-PAPER = {"naive": 47.79, "sft": 46.96, "dpo": 49.07, "ipo": 50.94, "ipl-dpo": 48.10, "ipl-ipo": 52.13}
+# The paper's optimisers of 70B (Table 3; generator Tulu2-7B), by our strategies.
+_TABLE3 = {scores.name: scores.average for scores in TABLE3}
+PAPER = {"naive": _TABLE3[NAIVE]} | {key: _TABLE3[f"{key.upper()}-70B"] for key in STRATEGIES if STRATEGIES[key].paper}
 SOURCE = "the built-in tasks; the comparison of strategies of Lu et al. 2024, arXiv 2402.11811"
 
 
