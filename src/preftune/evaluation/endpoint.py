@@ -56,7 +56,7 @@ class Endpoint:
         except ImportError:
             raise PreftuneError("an endpoint needs the openai package: pip install 'preftune[serve]'") from None
         self.config, self._openai = config, openai
-        self.budget = Budget(config.max_calls, config.max_tokens)
+        self.budget = config.budget or Budget(config.max_calls, config.max_tokens)
         self._key = os.environ.get(config.key_variable, "").strip()
         self._answers: dict[str, Answer] = {}
         self._stop = threading.Event()

@@ -259,8 +259,7 @@ def _costs(found: Found) -> Table:
         "What it took",
         "Gain of true reward over the reference, what was spent on it (tokens are those sampled), and the gain for a "
         "thousand updates, tokens and seconds. "
-        "Seconds are of training alone, on one thread of a machine that had other work at times; those of a reward "
-        "model are not among them.",
+        "Seconds are the processor's, of training alone on one thread; those of a reward model are not among them.",
         ("method", "preferences", "gain", *(each for name in spent for each in (name, f"per {name[:-1]}"))),
         rows,
     )

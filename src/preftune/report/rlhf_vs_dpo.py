@@ -95,13 +95,15 @@ def _over_time(found: Compared) -> Grid:
 def _frontier(found: Compared) -> Grid:
     traces = []
     for road, colour in COLOURS.items():
-        steps = _by_step(found, road)
-        x = [mean([look.kl for look in looks]).value for looks in steps]
-        traces += _curve(x, [[look.reward for look in looks] for looks in steps], road, colour)
+        for number, seed in enumerate(found.form.seeds):  # each its own way: they move by other nats in as many steps
+            looks = [look for look in found.looks if (look.road, look.seed) == (road, seed)]
+            line = _line([look.kl for look in looks], [look.reward for look in looks], road, colour)
+            traces.append(line.update(legendgroup=road, showlegend=number == 0, opacity=0.7))
     return Grid(
         "frontier",
         "True reward against KL, on the way",
-        "Further up and further left is better: more reward for each nat that the policy has moved.",
+        "Further up and further left is better: more reward for each nat that the policy has moved. A line for each "
+        "seed.",
         (Cell("true reward", traces, y_range="tozero"),),
         x_title="KL from the start, nats per answer",
         x_range="tozero",
