@@ -182,7 +182,7 @@ def test_what_is_lost_is_made_again_and_the_rest_kept(out: Path) -> None:
 def test_a_folder_keeps_to_one_form_and_what_is_missing_is_said(out: Path, tmp_path: Path) -> None:
     with pytest.raises(PreftuneError, match="another form"):
         study(out, quick=False, jobs=0)
-    with pytest.raises(PreftuneError, match="has not come that far"):
+    with pytest.raises(PreftuneError, match="not come far enough"):
         study(tmp_path / "new", quick=True, jobs=0)
     file = tmp_path / "file"
     file.write_text("")

@@ -53,7 +53,7 @@ def write(found: Found, out: Path, command: str) -> Path:
 
 def page(found: Found, command: str) -> Page:
     """The study as a page."""
-    seeds = len(found.form.seeds)
+    seeds = min(len(some(found.lines, "sft", "greedy", "test", teacher)) for teacher in found.form.teachers)
     paragraphs = [
         "Three small generators answer questions of five families. Asked for a plan in a wording that it understands, "
         "a generator writes down each step and mostly gets there; asked in any other way, it names an answer at once "
@@ -72,7 +72,15 @@ def page(found: Found, command: str) -> Page:
         headline=" ".join(_said(one, found) for one in found.outcome),
         paragraphs=paragraphs,
         figures=figures(found),
-        tables=[*_results(found), _confirmed(found), _kinds(found), _ground(found), _paper(found), _examples(found)],
+        tables=[
+            *_results(found),
+            _confirmed(found),
+            _kinds(found),
+            *_rounds(found),
+            _ground(found),
+            _paper(found),
+            _examples(found),
+        ],
         command=command,
     )
 
@@ -190,6 +198,31 @@ def _kinds(found: Found) -> Table:
         ("optimiser", *KINDS),
         rows,
     )
+
+
+def _rounds(found: Found) -> list[Table]:
+    rows = []
+    for teacher in found.form.teachers:
+        for key in found.form.strategies:
+            of_seeds = [
+                accepted[key]
+                for name, accepted in found.accepted.items()
+                if name.startswith(f"{teacher}-") and key in accepted
+            ]
+            if of_seeds:
+                shares = [f"{share:.3f}" for share in np.mean(of_seeds, axis=0)]
+                rows.append([f"{TEACHERS[teacher].name}, {STRATEGIES[key].name}", *shares])
+    if not rows:
+        return []
+    count = f"{min(found.pairs.values()):,} to {max(found.pairs.values()):,}"
+    return [
+        Table(
+            "Rewrites that took a naive prompt's place",
+            f"Share of the pairs ({count} of a seed) whose prompt was replaced in each round, mean over seeds.",
+            ("strategy", *(f"round {number}" for number in range(1, len(rows[0])))),
+            rows,
+        )
+    ]
 
 
 def _ground(found: Found) -> Table:

@@ -30,6 +30,8 @@ from preftune.studies.fipo.rewrites import (
 )
 
 RESULTS = "results.jsonl"
+# Peak learning rates. That of pairs falls with the number of updates: 5e-5 at 90. At twice that, rewrites lose words.
+RATE, RATE_OF_PAIRS = 3e-3, 4.5e-3
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,9 @@ def carry_out(place: Place) -> None:
                         journal.add({**named, **line, "training_seconds": seconds})
     finally:
         journal.close()
+
+
+LOOKS = 1 + len(DECODINGS)
 
 
 def looks(form: Form) -> list[tuple[Decoding, Split, list[Asked]]]:
@@ -132,16 +137,17 @@ def _train(place: Place, strategy: Strategy, model: Path, answers: Answers) -> N
     start = folder_of("optimizer") if strategy.start == "untrained" else model.with_name(strategy.start)
     if strategy.learns == "rewrites":
         rows = rewrite_rows(demonstrations(teacher, form.rewrites, place.draw("rewrites")))
-        return trained(strategy, start, rows, form.first_updates, seed, model, start)
+        return trained(strategy, start, rows, form.first_updates, RATE, seed, model, start)
     pairs = _pairs(place, answers)
     if strategy.learns == "chosen":
         rows = rewrite_rows((pair.prompt, pair.chosen) for pair in pairs)
-        return trained(strategy, start, rows, form.updates, seed, model, start)
+        return trained(strategy, start, rows, form.updates, RATE, seed, model, start)
     if strategy.learns == "shuffled":
         pairs = shuffled(pairs, place.draw("shuffled"))
     if strategy.iterative:
         return _in_rounds(place, strategy, start, pairs, model, answers)
-    return trained(strategy, start, pair_rows(pairs, {}), form.updates, seed, model, start)
+    rate = RATE_OF_PAIRS / form.updates
+    return trained(strategy, start, pair_rows(pairs, {}), form.updates, rate, seed, model, start)
 
 
 def _pairs(place: Place, answers: Answers) -> list[PromptPair]:
@@ -174,7 +180,8 @@ def _in_rounds(
         to = model if number == place.form.rounds else model.with_name(f"{model.name}-{number}")
         rows = pair_rows(pairs, prompts)
         seed = place.draw("training") + number
-        trained(strategy, current, rows, place.form.updates // place.form.rounds, seed, to, start)
+        updates, rate = place.form.updates // place.form.rounds, RATE_OF_PAIRS / place.form.updates
+        trained(strategy, current, rows, updates, rate, seed, to, start)
         current = to
 
 

@@ -105,4 +105,4 @@ class Form:
 
 
 FULL = Form((1, 2, 3), tuple(TEACHERS), tuple(STRATEGIES), 6000, 150, 1500, 90, 3, 250, 500, 150)
-QUICK = Form((1,), ("poor",), ("sft", "dpo", "ipl-ipo"), 3200, 80, 500, 60, 2, 40, 100, 20)
+QUICK = Form((1,), ("poor",), ("sft", "dpo", "ipl-ipo"), 3200, 80, 500, 40, 2, 40, 100, 20)

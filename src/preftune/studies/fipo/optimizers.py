@@ -18,7 +18,6 @@ from preftune.sandbox.tasks import LONGEST, TEMPLATE
 from preftune.studies.fipo.form import Decoding, Strategy
 
 BATCH = {"sft": 64, "pairs": 32}
-RATES = {"sft": 3e-3, "pairs": 5e-5}
 SAMPLING = {  # sampled: as the paper does
     "greedy": GeneratorSampling(max_new_tokens=LONGEST),
     "sampled": GeneratorSampling(max_new_tokens=LONGEST, temperature=0.8, top_p=0.95),
@@ -58,6 +57,7 @@ def trained(
     start: Path,
     rows: Sequence[Mapping[str, Any]],
     updates: int,
+    rate: float,
     seed: int,
     to: Path,
     reference: Path,
@@ -69,6 +69,7 @@ def trained(
         start: model that it starts from.
         rows: what it learns from.
         updates: optimiser steps.
+        rate: peak learning rate.
         seed: of the order of the rows.
         to: folder for the model, which is there in whole or not at all.
         reference: model that objectives on pairs compare with.
@@ -89,7 +90,7 @@ def trained(
         quiet=True,
         config=config,
         batch={"size": min(BATCH[kind], len(rows))},
-        optim={"learning_rate": RATES[kind]},
+        optim={"learning_rate": rate},
         train={"max_steps": updates, "check_memory": False, "device": "cpu"},
         evaluate={"samples": 0},
         doctor={"answers": 0},

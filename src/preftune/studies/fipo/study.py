@@ -69,10 +69,10 @@ def study(out: Path, *, quick: bool = False, jobs: int = 2, show: bool = False) 
 
 
 def found(out: Path, form: Form, quick: bool) -> Found:
-    """What the files of a study say.
+    """What the files of a study say: of the seeds that are through.
 
     Raises:
-        PreftuneError: if parts are missing.
+        PreftuneError: if a teacher has none.
     """
     lines, grounds, accepted, pairs = list[Line](), {}, dict[str, dict[str, list[float]]](), dict[str, int]()
     for row in _rows(out / "baselines"):
@@ -80,8 +80,13 @@ def found(out: Path, form: Form, quick: bool) -> Found:
             grounds = row["grounds"]
         else:
             lines.append(Line.read(row))
-    for teacher in form.teachers:
-        for seed in form.seeds:
+    whole = {
+        teacher: [seed for seed in form.seeds if _whole(out / f"{teacher}-{seed}", form)] for teacher in form.teachers
+    }
+    if not grounds or not all(whole.values()):
+        raise PreftuneError(f"the study in {out} has not come far enough to say anything: run it with --jobs 1 or more")
+    for teacher, seeds in whole.items():
+        for seed in seeds:
             folder = out / f"{teacher}-{seed}"
             lines += [Line.read(row) for row in _rows(folder)]
             accepted[folder.name] = {
@@ -92,11 +97,14 @@ def found(out: Path, form: Form, quick: bool) -> Found:
     return Found(form, quick, lines, grounds, accepted, outcome(lines, form), pairs)
 
 
+def _whole(folder: Path, form: Form) -> bool:
+    """Whether all strategies of a chain have been measured."""
+    return len(_rows(folder)) == len(form.strategies) * chain.LOOKS
+
+
 def _rows(folder: Path) -> list[dict[str, Any]]:
     path = folder / RESULTS
-    if not path.is_file():
-        raise PreftuneError(f"{path} is not there: the study has not come that far, run it with --jobs 1 or more")
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
 
 
 def _run(out: Path, form: Form, places: dict[str, tuple[str, int]], jobs: int, show: bool) -> None:

@@ -113,12 +113,9 @@ def resampled(difference_SQ: NDArray[np.float64], seed: int = 0) -> tuple[float,
         seed: of the draws.
     """
     rng, (seeds, questions) = np.random.default_rng(seed), difference_SQ.shape
-    means = np.array(
-        [
-            difference_SQ[rng.integers(seeds, size=seeds)].mean(0)[rng.integers(questions, size=questions)].mean()
-            for _ in range(RESAMPLED)
-        ]
-    )
+    drawn_RS = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=RESAMPLED)
+    drawn_RQ = rng.multinomial(questions, np.full(questions, 1 / questions), size=RESAMPLED)
+    means = ((drawn_RS @ difference_SQ) * drawn_RQ).sum(1) / (seeds * questions)
     low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
 
