@@ -214,11 +214,12 @@ def _rounds(found: Found) -> list[Table]:
                 rows.append([f"{TEACHERS[teacher].name}, {STRATEGIES[key].name}", *shares])
     if not rows:
         return []
-    count = f"{min(found.pairs.values()):,} to {max(found.pairs.values()):,}"
+    counts = sorted(found.pairs.values())
+    pairs = f"pairs ({counts[0]:,} to {counts[-1]:,} of a seed)" if counts else "pairs"
     return [
         Table(
             "Rewrites that took a naive prompt's place",
-            f"Share of the pairs ({count} of a seed) whose prompt was replaced in each round, mean over seeds.",
+            f"Share of the {pairs} whose prompt was replaced in each round, mean over seeds.",
             ("strategy", *(f"round {number}" for number in range(1, len(rows[0])))),
             rows,
         )

@@ -93,7 +93,8 @@ def found(out: Path, form: Form, quick: bool) -> Found:
                 path.name.removesuffix(".accepted.json"): json.loads(path.read_text(encoding="utf-8"))
                 for path in sorted((folder / "models").glob("*.accepted.json"))
             }
-            pairs[folder.name] = len((folder / "pairs.jsonl").read_text(encoding="utf-8").splitlines())
+            if (folder / "pairs.jsonl").is_file():  # what is kept of a study may do without
+                pairs[folder.name] = len((folder / "pairs.jsonl").read_text(encoding="utf-8").splitlines())
     return Found(form, quick, lines, grounds, accepted, outcome(lines, form), pairs)
 
 
