@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import signal
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -109,12 +111,16 @@ def _rows(folder: Path) -> list[dict[str, Any]]:
 
 
 def _run(out: Path, form: Form, places: dict[str, tuple[str, int]], jobs: int, show: bool) -> None:
-    """All chains, the baselines first."""
+    """All chains, the baselines first.
+
+    Raises:
+        PreftuneError: if one fails, or a process is killed; what was done is kept.
+    """
     context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
     with (
         _one_thread_each(out),
         Bar(len(places) + 1, show, title="fipo") as bar,
-        ProcessPoolExecutor(jobs, mp_context=context) as pool,
+        ProcessPoolExecutor(jobs, mp_context=context, initializer=_begin) as pool,
     ):
         begun = [pool.submit(_baselines, out / "baselines", form)]
         begun += [pool.submit(_chain, Place(out / key, *place, form)) for key, place in places.items()]
@@ -122,18 +128,30 @@ def _run(out: Path, form: Form, places: dict[str, tuple[str, int]], jobs: int, s
             for done in as_completed(begun):
                 done.result()
                 bar.advance()
+        except BrokenProcessPool:
+            raise PreftuneError(
+                f"a process of the study in {out} was killed, or memory ran out: the same command goes on from there"
+            ) from None
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
+            for child in multiprocessing.active_children():  # they would go on for minutes
+                child.kill()
             raise
 
 
+def _begin() -> None:
+    """A process of the study computes on one thread; Ctrl-C is its parent's matter."""
+    import torch
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)
+
+
 def _baselines(folder: Path, form: Form) -> None:
-    _single()
     _timed(folder, lambda: baselines.carry_out(folder, form))
 
 
 def _chain(place: Place) -> None:
-    _single()
     _timed(place.folder, lambda: chain.carry_out(place))
 
 
@@ -143,12 +161,6 @@ def _timed(folder: Path, work: Any) -> None:
     work()
     with (folder / "seconds.txt").open("a", encoding="utf-8") as file:
         file.write(f"{time.process_time() - began:.1f}\n")
-
-
-def _single() -> None:
-    import torch
-
-    torch.set_num_threads(1)
 
 
 @contextmanager
