@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 OF_DECODINGS = dict(zip(DECODINGS, (CHOSEN, REJECTED), strict=True))
 OF_KINDS = dict(zip(KINDS, (CHOSEN, OWN, REJECTED, TRAINING, HELD_OUT), strict=True))
 WORDINGS = {"naive": REJECTED, "plan 1": TRAINING, "plan 2": CHOSEN, "plan 3": OWN}
-_HEIGHT = 260  # of a row of cells, in pixels
+# Names that fit below a mark.
+SHORT = {**{key: key for key in BASELINES}, "chosen": "SFT, chosen", "shuffled": "DPO, shuffled"}
+_HEIGHT = 190  # of a row of cells, in pixels
 
 
 def figures(found: Found) -> list[Grid]:
@@ -31,21 +33,20 @@ def figures(found: Found) -> list[Grid]:
 
 
 def _accuracy(found: Found) -> Grid:
-    keys = [*BASELINES, *found.form.strategies]
-    cells = []
-    for generators, title in (([UNSEEN], "right, unseen generator"), (list(SEEN), "right, seen generators")):
-        for number, teacher in enumerate(found.form.teachers):
+    keys, cells = [*BASELINES, *found.form.strategies], []
+    for teacher in found.form.teachers:
+        for generators, name in (([UNSEEN], "unseen"), (list(SEEN), "seen")):
             naive = accuracy(some(found.lines, "naive", "greedy"), generators).value
             traces = [_by_strategy(found, keys, teacher, decoding, generators) for decoding in DECODINGS]
-            cells.append(Cell(title if not number else "", traces, level=naive, y_format=".0%", y_range="tozero"))
+            title = f"{TEACHERS[teacher].name}, {name}"
+            cells.append(Cell(title, traces, level=naive, y_format=".0%", y_range="tozero"))
     return Grid(
         "accuracy",
         "Test questions answered right",
-        "Each optimiser's prompts, answered by the generator that it never saw (top) and by those whose answers made "
-        "the preferences (bottom); dashed: naive prompts. Bars are 95% t-intervals over seeds.",
+        "For each teacher: each optimiser's prompts, answered by the generator that it never saw, and by those whose "
+        "answers made the preferences; dashed: naive prompts. Bars are 95% t-intervals over seeds.",
         tuple(cells),
         x_title="",
-        columns=tuple(TEACHERS[teacher].name for teacher in found.form.teachers),
         row_height=_HEIGHT,
     )
 
@@ -61,24 +62,24 @@ def _by_strategy(
 
 def _kinds(found: Found) -> Grid:
     keys, cells = found.form.strategies, []
-    for decoding in DECODINGS:
-        for number, teacher in enumerate(found.form.teachers):
+    for teacher in found.form.teachers:
+        for decoding in DECODINGS:
             traces = []
             for kind, colour in OF_KINDS.items():
                 shares = [
-                    float(np.mean([line.share(kind) for line in lines]))
-                    for lines in (some(found.lines, key, decoding, "test", teacher) for key in keys)
+                    float(np.mean([line.share(kind) for line in some(found.lines, key, decoding, "test", teacher)]))
+                    for key in keys
                 ]
                 traces.append(_marks([_name(key) for key in keys], shares, kind, colour))
-            cells.append(Cell(f"share, {decoding}" if not number else "", traces, y_format=".0%", y_range="tozero"))
+            title = f"{TEACHERS[teacher].name}, {decoding}"
+            cells.append(Cell(title, traces, y_format=".0%", y_range="tozero"))
     return Grid(
         "kinds",
         "What optimisers write",
-        "Plans that both of the generators understand whose answers made the preferences, plans that one of them does, "
-        "idle words, naive prompts as they were, and slips.",
+        "Shares of their rewrites: plans that both of the generators understand whose answers made the preferences, "
+        "plans that one of them does, idle words, naive prompts as they were, and slips.",
         tuple(cells),
         x_title="",
-        columns=tuple(TEACHERS[teacher].name for teacher in found.form.teachers),
         row_height=_HEIGHT,
     )
 
@@ -104,7 +105,7 @@ def _grounds(found: Found) -> Grid:
 
 
 def _name(key: str) -> str:
-    return BASELINES.get(key) or STRATEGIES[key].name
+    return SHORT.get(key) or STRATEGIES[key].name
 
 
 def _marks(x: Sequence[str], y: Sequence[float], name: str, colour: str, halves: Sequence[float] = ()) -> go.Scatter:
