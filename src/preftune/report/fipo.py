@@ -103,7 +103,8 @@ def _said(one: Outcome, found: Found) -> str:
     return (
         f"With the {teacher}, {name} did best on the generators it learned from; on the unseen one it answers "
         f"{naive + one.gain.value:.0%} right where naive prompts get {naive:.0%} "
-        f"(+{100 * one.gain.value:.0f} points; over seeds and questions, 95% interval {100 * low:.0f} to {100 * high:.0f})."
+        f"(+{100 * one.gain.value:.0f} points; 95% interval over seeds and questions: {100 * low:.0f} to {100 * high:.0f})"
+        "."
     )
 
 
