@@ -99,12 +99,11 @@ def show(found: Found, path: Path, console: Console | None = None) -> None:
 def _said(one: Outcome, found: Found) -> str:
     name, teacher = STRATEGIES[one.strategy].name, TEACHERS[one.teacher].name
     naive = some(found.lines, "naive", "greedy")[0].right[UNSEEN].mean()
-    low, high = one.resampled
+    gain, low, high = (f"{100 * value:.0f}" for value in (one.gain.value, *one.resampled))
     return (
         f"With the {teacher}, {name} did best on the generators it learned from; on the unseen one it answers "
         f"{naive + one.gain.value:.0%} right where naive prompts get {naive:.0%} "
-        f"(+{100 * one.gain.value:.0f} points; 95% interval over seeds and questions: {100 * low:.0f} to {100 * high:.0f})"
-        "."
+        f"(+{gain} points, 95% interval over seeds and questions {low} to {high})."
     )
 
 
