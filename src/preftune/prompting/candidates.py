@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from preftune.prompting.facts import Mark, problem
 from preftune.prompting.generators import Reply
-from preftune.prompting.naive import NaivePrompt
+from preftune.prompting.naive import NaivePrompt, final_answer
 from preftune.prompting.rewriter import default_limit
 from preftune.prompting.template import words_in
 
@@ -17,7 +17,7 @@ IDENTICAL, TWICE, EMPTY, REFUSED = "the same as the prompt", "the same as anothe
 DECLINED, CUT, LONG, CHANGED, TELLS = "declined", "cut", "too long", "changes the facts", "tells the answer"
 # How chat models decline; a prompt that begins like this is none that anybody would put to a model.
 _DECLINES = re.compile(r"(?:i['\u2019]?m sorry\b|i am sorry\b|sorry, |i (?:cannot|can['\u2019]t) |as an ai\b)", re.I)
-_FINAL = re.compile(r"####\s*(.+)\s*$")
+_COUNTER = re.compile(r"^\s*\(?\d+[.):](?=\s)|\bstep \d+\b", re.I | re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +111,7 @@ def _fault(
 
 def tells_answer(prompt: NaivePrompt, rewrite: str) -> bool:
     """True if a rewrite says the right answer, and the prompt did not. Single words without a digit ("yes", "B") are
-    let pass: prompts name them as the form of an answer.
+    let pass: prompts name them as the form of an answer. So are numbers that count steps or list items.
 
     Example:
         >>> from preftune.data.records import Where
@@ -121,10 +121,9 @@ def tells_answer(prompt: NaivePrompt, rewrite: str) -> bool:
     """
     if prompt.ground_truth is None:
         return False
-    final = _FINAL.search(prompt.ground_truth)
-    answer = " ".join((final[1] if final else prompt.ground_truth).split())
+    answer = " ".join(final_answer(prompt.ground_truth).split())
     if words_in(answer) < 2 and not any(char.isdigit() for char in answer):
         return False
     stands = re.compile(rf"(?<![\w.,]){re.escape(answer)}(?!\w|[.,]\d)", re.I)
-    before, after = (" ".join(text.split()) for text in (prompt.prompt, rewrite))
+    before, after = (" ".join(_COUNTER.sub(" ", text).split()) for text in (prompt.prompt, rewrite))
     return stands.search(after) is not None and stands.search(before) is None

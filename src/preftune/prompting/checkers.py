@@ -4,12 +4,14 @@ number, choice, exact, contains, ...     a scorer of the benchmarks (see `benchm
 gsm8k                                    a task whose answers can be checked (see `data.builders`)
 package.module:Class                     such a task of one's own
 package.module:function                  of a response and the right answer; gives true or false
+benchmark                                each question's own scorer, where the prompts are those of a benchmark
 """
 
 from __future__ import annotations
 
 import difflib
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 from preftune.data import builders
@@ -17,9 +19,11 @@ from preftune.data.builders.base import Question, Task
 from preftune.data.fields import Unfit, shown
 from preftune.errors import PreftuneError
 from preftune.importing import imported
-from preftune.prompting.benchmarks.base import BenchmarkQuestion
+from preftune.prompting.benchmarks.base import BenchmarkQuestion, scorer_of
 from preftune.prompting.benchmarks.scoring import Scorer, known, scorer_named
-from preftune.prompting.naive import NaivePrompt
+from preftune.prompting.naive import NaivePrompt, final_answer
+
+OWN = "benchmark"
 
 
 class Checker(ABC):
@@ -55,18 +59,28 @@ class Checker(ABC):
         """Why the right answer cannot be read, if it cannot."""
 
 
-def open_checker(name: str) -> Checker:
+def open_checker(name: str, questions: Sequence[BenchmarkQuestion] = ()) -> Checker:
     """A checker by its name on the command line.
+
+    Args:
+        name: one of those above.
+        questions: of the benchmark that the prompts are of, if they are.
 
     Raises:
         PreftuneError: if there is none.
     """
+    if name == OWN:
+        if not questions:
+            raise PreftuneError(
+                f"checker {OWN} is for prompts of a benchmark, such as gsm8k=train.jsonl: name another one"
+            )
+        return BenchmarkChecker(questions)
     if name in builders.names():
         return TaskChecker(name, builders.get(name))
     if _is_task(name):
         return TaskChecker(name, builders.get(name))
     if ":" not in name and name not in known():
-        names = [*known(), *builders.names()]
+        names = [*known(), *builders.names(), OWN]
         near = difflib.get_close_matches(name, names, 1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise PreftuneError(
@@ -133,10 +147,31 @@ class ScorerChecker(Checker):
             id=prompt.id,
             task=prompt.task or "",
             prompt=prompt.prompt,
-            gold=str(prompt.ground_truth),
+            gold=final_answer(str(prompt.ground_truth)),
             scorer=self.name,
             where=prompt.where,
+            options=prompt.options,
         )
+
+
+class BenchmarkChecker(Checker):
+    """By the scorer of each question.
+
+    Args:
+        questions: of a benchmark; prompts are known by their ids.
+    """
+
+    name = OWN
+
+    def __init__(self, questions: Sequence[BenchmarkQuestion]) -> None:
+        self._questions = {question.id: question for question in questions}
+
+    def right(self, prompt: NaivePrompt, response: str) -> bool:  # noqa: D102
+        question = self._questions[prompt.id]
+        return scorer_of(question).score(question, response).right
+
+    def _unreadable(self, prompt: NaivePrompt) -> str:
+        return "" if prompt.id in self._questions else f"the prompt is no question of the benchmark (id {prompt.id!r})"
 
 
 def _is_task(name: str) -> bool:

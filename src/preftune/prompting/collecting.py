@@ -13,11 +13,15 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from preftune.data import builders
 from preftune.data.sources import Source
 from preftune.errors import PreftuneError
 from preftune.evaluation.budget import Budget
-from preftune.evaluation.judges import EndpointUse, open_judge
+from preftune.evaluation.calls import recall
+from preftune.evaluation.journal import Journal
+from preftune.evaluation.judges import CALLS, EndpointUse, open_judge
 from preftune.evaluation.judges.base import digest
+from preftune.prompting.benchmarks import BUILT_IN, BenchmarkQuestion, open_benchmark
 from preftune.prompting.candidates import NAIVE, REFUSED, Candidate, LeftOut, screened
 from preftune.prompting.collected import Collected, Spent, write_collected
 from preftune.prompting.comparing import Answers, ByChecker, ByJudge, Comparer
@@ -108,7 +112,7 @@ def collect(
     """Collect pairs, and write them with what was left out: pairs.jsonl, dropped.jsonl and collect.json.
 
     Args:
-        source: naive prompts, as `read_prompts` takes them.
+        source: naive prompts, as `read_prompts` takes them; or a benchmark, as `open_benchmark` takes it: bbh=FOLDER.
         out: folder; what was written there before, by the same names, is replayed and paid no second time.
         settings: how.
         limit: use the first prompts only.
@@ -119,9 +123,9 @@ def collect(
             used up, with what was answered kept.
     """
     budget = Budget(settings.max_calls, settings.max_tokens)
-    prompts = read_prompts(source, limit)
+    prompts, questions = _read(source, limit, settings.seed)
     started = time.monotonic()
-    with _Crew(settings, out / KEPT, budget) as crew:
+    with _Crew(settings, out / KEPT, budget, questions) as crew:
         crew.comparer.ready(prompts)
         shown = _naive_responses(prompts, crew, settings, progress) if settings.show_response else {}
         spent: dict[str, Spent] = {}
@@ -145,12 +149,38 @@ def collect(
     return found
 
 
+def _read(source: Source, limit: int | None, seed: int) -> tuple[list[NaivePrompt], list[BenchmarkQuestion]]:
+    """Naive prompts, and the questions that they are if they are a benchmark's."""
+    if (
+        not isinstance(source, str)
+        or Path(source).exists()
+        or source.partition("=")[0].partition(":")[0] not in BUILT_IN
+    ):
+        return read_prompts(source, limit), []
+    questions = open_benchmark(source, limit=limit, seed=seed).questions
+    prompts = [
+        NaivePrompt(
+            id=each.id,
+            prompt=each.prompt,
+            where=each.where,
+            ground_truth=each.gold,
+            task=each.task,
+            options=each.options,
+        )
+        for each in questions
+    ]
+    return prompts, questions
+
+
 class _Crew:
     """Rewriters, generators and who compares. All that is on endpoints is opened at once, so that the budget knows what
     they spent before and a wrong name costs nothing; models here are loaded when it is their turn."""
 
-    def __init__(self, settings: CollectSettings, folder: Path, budget: Budget) -> None:
-        self._folder, self._stack = folder, ExitStack()
+    def __init__(
+        self, settings: CollectSettings, folder: Path, budget: Budget, questions: Sequence[BenchmarkQuestion]
+    ) -> None:
+        self._folder, self._stack, self._questions = folder, ExitStack(), questions
+        self._opened: set[Path] = set()
         self._use = EndpointUse(
             max_calls=None,
             concurrency=settings.concurrency,
@@ -181,22 +211,33 @@ class _Crew:
                 self._generators[name] = self._stack.enter_context(self._generator(name))
         self.comparer = self._comparer(settings)
         self._stack.callback(self.comparer.close)
+        _count_others(self._folder, self._opened, self._use.budget)
 
     def _comparer(self, settings: CollectSettings) -> Comparer:
         if settings.checker is not None:
             from preftune.prompting.checkers import open_checker
 
-            return ByChecker(open_checker(settings.checker), settings.pairs, settings.seed)
+            return ByChecker(open_checker(settings.checker, self._questions), settings.pairs, settings.seed)
         name = str(settings.judge)
-        folder = self._folder / f"judge-{digest(name, settings.rubric)}"
+        if name in builders.names():
+            raise PreftuneError(
+                f"{name} checks answers exactly: name it as the checker (--checker {name}), not the judge"
+            )
+        folder = self._kept("judge", name, settings.rubric)
         return ByJudge(open_judge(name, folder, rubric=settings.rubric, use=self._use), settings.pairs, settings.seed)
+
+    def _kept(self, kind: str, *parts: object) -> Path:
+        """Where one keeps what it writes."""
+        folder = self._folder / f"{kind}-{digest(*parts)}"
+        self._opened.add(folder)
+        return folder
 
     def _rewriter(self, spec: str) -> Rewriter:
         name, template = split_template(spec)
-        return open_rewriter(name, self._folder / f"rewriter-{digest(spec)}", template=template, use=self._use)
+        return open_rewriter(name, self._kept("rewriter", spec), template=template, use=self._use)
 
     def _generator(self, name: str) -> Generator:
-        return open_generator(name, self._folder / f"generator-{digest(name)}", use=self._use)
+        return open_generator(name, self._kept("generator", name), use=self._use)
 
     @contextmanager
     def rewriter(self, spec: str) -> Iterator[Rewriter]:
@@ -215,6 +256,17 @@ class _Crew:
         else:
             with self._generator(name) as found:
                 yield found
+
+
+def _count_others(folder: Path, opened: set[Path], budget: Budget | None) -> None:
+    """Count what was spent on endpoints that the command no longer names."""
+    for path in sorted(folder.glob(f"*/{CALLS}")):
+        if path.parent not in opened and budget is not None:
+            journal = Journal(path)
+            try:
+                recall(journal, budget)
+            finally:
+                journal.close()
 
 
 def split_template(spec: str) -> tuple[str, Path | None]:

@@ -49,9 +49,10 @@ class Compared:
     @property
     def undecided(self) -> str:
         """Why neither is better."""
-        if all(vote is None for vote in self.votes):
+        said = {vote for vote in self.votes if vote is not None}
+        if not said:
             return "no verdict"
-        return self.note or ("tie" if len(set(self.votes)) == 1 else "generators disagree")
+        return self.note or ("tie" if said == {0.5} else "generators disagree")
 
 
 class Comparer(ABC):

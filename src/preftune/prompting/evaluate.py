@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from preftune.data.sources import rows
@@ -21,14 +21,18 @@ from preftune.evaluation.judges.base import digest
 from preftune.prompting.benchmarks import Benchmark, open_benchmark
 from preftune.prompting.benchmarks.base import NEXT
 from preftune.prompting.collected import Spent
+from preftune.prompting.counting import CountingGenerator
 from preftune.prompting.evaluated import NAIVE, Answered, Asking, Evaluated, Wording
 from preftune.prompting.facts import problem
 from preftune.prompting.generators import Generator, GeneratorSampling, Reply, open_generator
+from preftune.prompting.naive import LONGEST
 from preftune.prompting.naming import prompt_id
+from preftune.prompting.optimize import FEWEST_TOKENS, OptimizeSettings, optimize
 from preftune.prompting.rewriter import Asked, Rewriter, open_rewriter
 
 KEPT = "kept"
-OPTIMISED = "optimized optimised rewrite chosen gpt4_optimized_prompt".split()  # columns of a file of prompts
+ORIGINAL = "original prompt raw_prompt".split()  # columns of a file of prompts
+OPTIMISED = "optimized optimised rewrite chosen gpt4_optimized_prompt".split()
 Progress = Callable[[str, int, int], object]  # what is done, how much of it, of how much
 
 
@@ -46,7 +50,7 @@ class EvaluateSettings:
         words: most words of a rewrite; None: twice those of the prompt, and at least 40 more.
         marks: texts that no rewrite may change, beside numbers, quotations, code, options and links.
         guard: put the naive prompt in the place of a rewrite that changes any of these.
-        rewriting: how rewrites are written.
+        candidates: rewrites of a prompt, of which the first that may be used is.
         greedy: answer with the most probable tokens.
         sampled: answers drawn to each prompt besides; 0: none.
         temperature: of those.
@@ -69,7 +73,7 @@ class EvaluateSettings:
     words: int | None = None
     marks: tuple[str, ...] = ()
     guard: bool = True
-    rewriting: GeneratorSampling = field(default_factory=GeneratorSampling)
+    candidates: int = 4
     greedy: bool = True
     sampled: int = 0
     temperature: float = 0.8
@@ -98,8 +102,12 @@ class EvaluateSettings:
             raise PreftuneError("no answers are asked for: leave greedy ones, or ask for some that are sampled")
         if self.sampled and self.temperature <= 0:
             raise PreftuneError("answers sampled at temperature 0 are all the same: name a temperature above 0")
-        if self.rewriting.samples != 1:
-            raise PreftuneError(f"rewrites of a prompt are {self.rewriting.samples}, expected one")
+        _ = self.optimizing  # which checks what is given
+
+    @property
+    def optimizing(self) -> OptimizeSettings:
+        """How prompts are optimised: as `preftune prompts optimize` does it."""
+        return OptimizeSettings(candidates=self.candidates, seed=self.seed, words=self.words, marks=self.marks)
 
     @property
     def wordings(self) -> list[str]:
@@ -172,14 +180,15 @@ def evaluate(out: Path, settings: EvaluateSettings, progress: Progress = lambda 
 
 
 def read_rewrites(path: Path) -> dict[str, str]:
-    """Rewrites of a file, by the ids of their prompts: rows with `prompt` and `optimized` (or rewrite, chosen).
+    """Rewrites of a file, by the ids of their prompts: what `preftune prompts optimize --out` writes, or rows with
+    `prompt` and `optimized` (or rewrite, chosen).
 
     Raises:
         PreftuneError: if it cannot be read, or has two rewrites of one prompt.
     """
     found: dict[str, str] = {}
     for where, row in rows(path):
-        prompt = row.get("prompt", row.get("raw_prompt"))
+        prompt = next((row[name] for name in ORIGINAL if name in row), None)
         rewrite = next((row[name] for name in OPTIMISED if name in row), None)
         if not isinstance(prompt, str) or not isinstance(rewrite, str) or not prompt.strip():
             raise PreftuneError(f"{where}: expected the texts prompt and optimized (or rewrite, or chosen)")
@@ -198,14 +207,27 @@ def _rewritten(
 ) -> dict[str, list[Wording]]:
     """What an optimiser makes of each prompt; the same prompt is rewritten once."""
     prompts = list(dict.fromkeys(one.question.prompt for some in asking.values() for one in some))
-    asked = [Asked(prompt, settings.words) for prompt in prompts]
-    with crew.rewriter(name) as rewriter:
-        replies = rewriter.replies(asked, settings.rewriting, _told(progress, f"rewrites of {name}"))
-    refused = [some[0].refused for some in replies if some[0].refused]
-    if len(refused) == len(prompts):
-        raise PreftuneError(f"optimiser {name} rewrote none of {len(prompts):,} prompts ({refused[0]})")
-    spent[f"optimiser {name}"] = Spent.on(replies)
-    by_prompt = {one.prompt: _checked(one, some[0], settings) for one, some in zip(asked, replies, strict=True)}
+    short = [prompt for prompt in prompts if len(prompt) <= LONGEST]
+    if not short:
+        raise PreftuneError(
+            f"all prompts have more than {LONGEST:,} characters, which no optimiser is asked to rewrite: shorten them"
+        )
+    by_prompt = {prompt: Wording(prompt, "it is too long to be rewritten") for prompt in prompts}
+    with crew.rewriter(name) as opened:
+        counting = CountingGenerator(opened.generator)
+        rewriter, told = Rewriter(counting, opened.template), _told(progress, f"rewrites of {name}")
+        if settings.guard:
+            for made in optimize(short, rewriter, settings.optimizing, progress=told):
+                first = made.tried[0]  # the most probable rewrite
+                by_prompt[made.original] = (
+                    Wording(made.text) if made.changed else Wording(made.text, first.problem or made.reason, first.text)
+                )
+        else:
+            asked = [Asked(prompt, settings.words) for prompt in short]
+            sampling = GeneratorSampling(max_new_tokens=FEWEST_TOKENS, seed=settings.seed)
+            for one, (reply, *_) in zip(asked, rewriter.replies(asked, sampling, told), strict=True):
+                by_prompt[one.prompt] = _as_written(one, reply)
+    spent[f"optimiser {name}"] = counting.spent
     return {title: [by_prompt[one.question.prompt] for one in some] for title, some in asking.items()}
 
 
@@ -221,7 +243,7 @@ def _given(
             found[title].append(
                 Wording(prompt, "the file has no rewrite of it")
                 if rewrite is None
-                else _checked(Asked(prompt, settings.words), Reply(rewrite.strip()), settings)
+                else _checked(prompt, rewrite.strip(), settings)
             )
     if not any(not wording.refused for some in found.values() for wording in some):
         raise PreftuneError(
@@ -230,16 +252,19 @@ def _given(
     return found
 
 
-def _checked(asked: Asked, reply: Reply, settings: EvaluateSettings) -> Wording:
+def _checked(prompt: str, rewrite: str, settings: EvaluateSettings) -> Wording:
     """A rewrite, or the prompt itself and why."""
-    if reply.refused:
-        return Wording(asked.prompt, reply.refused)
-    if not reply.ended:
-        return Wording(asked.prompt, "it was cut", reply.text)
-    if not reply.text.strip():
-        return Wording(asked.prompt, "it is empty")
-    reason = problem(asked.prompt, reply.text, settings.marks, asked.limit) if settings.guard else None
-    return Wording(reply.text) if reason is None else Wording(asked.prompt, reason, reply.text)
+    if not settings.guard:
+        return _as_written(Asked(prompt), Reply(rewrite))
+    reason = problem(prompt, rewrite, settings.marks, Asked(prompt, settings.words).limit)
+    return Wording(rewrite) if reason is None else Wording(prompt, reason, rewrite)
+
+
+def _as_written(asked: Asked, reply: Reply) -> Wording:
+    """A rewrite whatever it says, if there is one."""
+    if reply.refused or not reply.ended or not reply.text.strip():
+        return Wording(asked.prompt, reply.refused or ("it is empty" if reply.ended else "it was cut"), reply.text)
+    return Wording(reply.text)
 
 
 def _answers(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,7 +25,6 @@ from preftune.prompting.generators import Reply
 from preftune.prompting.leaks import Leak, Training, leak
 from preftune.prompting.paired import Average, Paired, average, paired
 from preftune.prompting.template import words_in
-from preftune.training.run_folder import to_json
 
 if TYPE_CHECKING:
     from preftune.prompting.evaluate import EvaluateSettings
@@ -104,6 +104,9 @@ class Row:
         clean: by title, without the questions whose rewrite states the right answer; None where none is left.
         weighted: mean weighted by numbers of questions.
         simple: mean of the benchmarks, all alike.
+        tasks: by benchmark and task; none for a benchmark of one task.
+        unanswered: share of answers in which none was found, naive and optimised, by title.
+        refused: questions that the generator did not take, likewise.
     """
 
     generator: str
@@ -113,6 +116,7 @@ class Row:
     clean: Mapping[str, Paired | None]
     weighted: Average
     simple: Average
+    tasks: Mapping[str, Mapping[str, Paired]]
     unanswered: Mapping[str, tuple[float, float]]
     refused: Mapping[str, tuple[int, int]]
 
@@ -169,7 +173,7 @@ class Evaluated:
     ) -> Row:
         benchmarks: dict[str, Paired] = {}
         clean: dict[str, Paired | None] = {}
-        columns, unanswered, refused = [], {}, {}
+        columns, tasks, unanswered, refused = [], {}, {}, {}
         for title, asking in self.asking.items():
             naive, other = (found[generator, decoding, name, title] for name in (NAIVE, wording))
             group = [one.question.id for one in asking]
@@ -178,10 +182,21 @@ class Evaluated:
             keep = np.array([not one.gold for one in self.leaks(wording, title)])
             rest = [one for one, good in zip(group, keep, strict=True) if good]
             clean[title] = paired(naive.scores[keep], other.scores[keep], rest, self.seed) if rest else None
+            tasks[title] = self._by_task(title, naive.scores, other.scores)
             unanswered[title] = (naive.unanswered, other.unanswered)
             refused[title] = (naive.refused, other.refused)
         weighted, simple = (average(columns, by_size=by_size, seed=self.seed) for by_size in (True, False))
-        return Row(generator, decoding, wording, benchmarks, clean, weighted, simple, unanswered, refused)
+        return Row(generator, decoding, wording, benchmarks, clean, weighted, simple, tasks, unanswered, refused)
+
+    def _by_task(self, title: str, naive: Floats, other: Floats) -> dict[str, Paired]:
+        """Each task of a benchmark of several, as the benchmark counts them."""
+        of = [self.benchmarks[title].counted_as(one.question.task) for one in self.asking[title]]
+        found = {}
+        for task in dict.fromkeys(of) if len(set(of)) > 1 else ():
+            mine = [i for i, each in enumerate(of) if each == task]
+            group = [self.asking[title][i].question.id for i in mine]
+            found[task] = paired(naive[mine], other[mine], group, self.seed)
+        return found
 
     def rewrites(self, wording: str, title: str) -> dict[str, Any]:
         """What an optimiser did to the prompts of a benchmark: how many were used, and what they give away."""
@@ -204,11 +219,11 @@ class Evaluated:
         """What the file of figures holds; scores in percent."""
         return {
             "command": this_command(),
-            "settings": asdict(settings),
+            "settings": {**asdict(settings), "prompts": settings.prompts and str(settings.prompts)},
             "benchmarks": {
                 title: {
                     "questions": len(some),
-                    "tasks": len({one.question.task for one in some}),
+                    "tasks": len({self.benchmarks[title].counted_as(one.question.task) for one in some}),
                     "shots": max(len(one.shots) for one in some),
                     "source": str(self.benchmarks[title].source or self.benchmarks[title].hub),
                 }
@@ -275,8 +290,8 @@ class Evaluated:
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows(self.table())
         files = {
-            FIGURES: to_json(self.as_json(settings), indent=2) + "\n",
-            QUESTIONS: "".join(to_json(line) + "\n" for line in self.questions()),
+            FIGURES: json.dumps(self.as_json(settings), indent=2, ensure_ascii=False) + "\n",
+            QUESTIONS: "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in self.questions()),
             TABLE: text.getvalue(),
         }
         try:
@@ -319,6 +334,7 @@ def _plain(row: Row) -> dict[str, Any]:
         "optimizer": row.wording,
         "benchmarks": {title: of(found) for title, found in row.benchmarks.items()},
         "without_stated_answers": {title: of(found) for title, found in row.clean.items()},
+        "tasks": {title: {task: of(one) for task, one in some.items()} for title, some in row.tasks.items() if some},
         "weighted_average": {**asdict(row.weighted), "difference": row.weighted.difference},
         "simple_mean": {**asdict(row.simple), "difference": row.simple.difference},
         "no_answer_found": {

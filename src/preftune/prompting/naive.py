@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from preftune.data.fields import Unfit, get, get_optional, read_text
+from preftune.data.fields import Unfit, get, get_optional, read_text, shown
 from preftune.data.records import Where
 from preftune.data.sources import Source, rows
 from preftune.errors import PreftuneError
 from preftune.prompting.naming import prompt_id
 
-PROMPT = "prompt|raw_prompt|question|instruction"
+PROMPT = "prompt|raw_prompt|question|instruction|input"
 ANSWERS = ("ground_truth", "answer", "reference", "target")  # best first
 LONGEST = 32_768  # characters of a prompt: beyond that it is a document, and no model reads it with a rewrite of it
+_FINAL = re.compile(r"####\s*(.+)\s*$")  # as GSM8K marks the answer below its solution
 TEXTS = (".txt", ".text", "")
 
 
@@ -30,6 +32,7 @@ class NaivePrompt:
         where: where it came from, for messages.
         ground_truth: the right answer, if it is known.
         task: what it belongs to, if that matters.
+        options: what may be answered, if the prompt lists it.
     """
 
     id: str
@@ -37,11 +40,24 @@ class NaivePrompt:
     where: Where
     ground_truth: str | None = None
     task: str | None = None
+    options: tuple[str, ...] = ()
+
+
+def final_answer(ground_truth: str) -> str:
+    """The answer at the end of a solution that ends as GSM8K's do; else all of it.
+
+    Example:
+        >>> final_answer("48 / 2 = 24\\n#### 24"), final_answer("Paris")
+        ('24', 'Paris')
+    """
+    found = _FINAL.search(ground_truth)
+    return found[1].strip() if found else ground_truth
 
 
 def read_prompts(source: Source, limit: int | None = None) -> list[NaivePrompt]:
     """Naive prompts: a text file with one in each line, or all that `data.sources.rows` reads, with a column prompt
-    (or raw_prompt, question, instruction), and maybe ground_truth (or answer, reference, target), task and id.
+    (or raw_prompt, question, instruction, input), and maybe ground_truth (or answer, reference, target), options (or
+    choices), task and id.
 
     A prompt that stands there twice counts once.
 
@@ -108,7 +124,17 @@ def _read(row: Mapping[str, Any], where: Where) -> NaivePrompt:
         where=where,
         ground_truth=None if answer is None else _answer(row[answer], answer),
         task=None if task is None else read_text(task, "task"),
+        options=_options(row),
     )
+
+
+def _options(row: Mapping[str, Any]) -> tuple[str, ...]:
+    name = next((each for each in ("options", "choices") if row.get(each) is not None), None)
+    if name is None:
+        return ()
+    if not isinstance(row[name], list | tuple):
+        raise Unfit(f"{name} is {shown(row[name])}, expected a list of texts")
+    return tuple(read_text(each, f"{name} {number}") for number, each in enumerate(row[name]))
 
 
 def _answer(value: Any, name: str) -> str:

@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from preftune.evaluation.bootstrap import interval95
-from preftune.evaluation.intervals import numbered, paired_interval
+from preftune.evaluation.intervals import Z95, numbered
 
 RESAMPLES = 2000
+FEW = 20  # questions that changed, below which an interval is not taken from resamples
 LARGEST = 4_000_000  # counts held at a time
 Floats = NDArray[np.float64]
 Interval = tuple[float, float]
@@ -29,7 +30,8 @@ class Paired:
         questions: N.
         naive: mean score of the naive prompts.
         optimised: of the others.
-        ci95: of the difference, by a paired bootstrap over questions; None for one question.
+        ci95: of the difference, by a paired bootstrap over questions, or, where few changed, by the adjusted Wald
+            interval of Bonett and Price; None for one question.
         won: questions whose score rose.
         lost: whose score fell.
         p: probability of so uneven a split of `won` and `lost` if both were as likely (the exact test of McNemar 1947,
@@ -157,8 +159,9 @@ def average(
     random = np.random.default_rng(seed)
     for each, (before, after, number) in zip(share, columns, strict=True):
         drawn += each * _drawn(after - before, number, random)
-    low, high = np.quantile(drawn, (0.025, 0.975))
-    return Average(naive, optimised, (float(low), float(high)))
+    low, high = np.clip(np.quantile(drawn, (0.025, 0.975)), -1, 1)
+    value = optimised - naive
+    return Average(naive, optimised, (min(value, float(low)), max(value, float(high))))
 
 
 def _columns(naive: ArrayLike, optimised: ArrayLike) -> tuple[Floats, Floats]:
@@ -169,14 +172,13 @@ def _columns(naive: ArrayLike, optimised: ArrayLike) -> tuple[Floats, Floats]:
 
 
 def _interval(difference: Floats, group: Sequence[Hashable], seed: int) -> Interval | None:
-    if len(set(group)) < 2:
+    number = numbered(group)
+    if number.max() < 1:
         return None
-    if np.ptp(difference) == 0:
-        # no draw differs from another, and a bootstrap would claim to be certain
-        sign = float(np.sign(difference[0]))
-        count = len(set(group))
-        low, high = paired_interval(count * (sign > 0), count * (sign < 0), count)
-        return 2 * low - 1, 2 * high - 1
+    if _few(difference, number):
+        centre, error = _adjusted(difference, number)
+        value = float(difference.mean())
+        return min(value, max(-1.0, centre - Z95 * error)), max(value, min(1.0, centre + Z95 * error))
 
     def mean(weight_RN: Floats) -> Floats:
         total: Floats = (weight_RN @ difference) / weight_RN.sum(1)
@@ -185,8 +187,31 @@ def _interval(difference: Floats, group: Sequence[Hashable], seed: int) -> Inter
     return interval95(mean, group, seed)
 
 
+def _few(difference: Floats, number: NDArray[np.int64]) -> bool:
+    """True where resamples of what was seen say too little of what might have been: a bootstrap over four questions
+    lost, none won and thousands unchanged would exclude that nothing changed."""
+    return len(set(number[difference != 0].tolist())) < FEW or float(np.ptp(difference)) == 0
+
+
+def _adjusted(difference: Floats, number: NDArray[np.int64]) -> tuple[float, float]:
+    """Centre and standard error as if one more question were won and one more lost, by as much as the largest change.
+
+    Of scores of 0 and 1 this is the adjusted Wald interval of Bonett and Price 2012 (Journal of Educational and
+    Behavioral Statistics 37).
+    """
+    count = np.bincount(number)
+    mean_G = np.bincount(number, difference) / count
+    most = float(np.abs(mean_G).max()) or 1.0
+    n = len(mean_G) + 2
+    centre = float(mean_G.sum()) / n
+    variance = (float((mean_G**2).sum()) + 2 * most**2) / n - centre**2
+    return centre, float(np.sqrt(variance / n))
+
+
 def _drawn(difference: Floats, number: NDArray[np.int64], random: np.random.Generator) -> Floats:
     """Mean differences of resamples, shape (RESAMPLES,): whole groups are drawn."""
+    if _few(difference, number):
+        return random.normal(*_adjusted(difference, number), RESAMPLES)
     groups = int(number.max()) + 1
     sums, sizes = np.bincount(number, difference, groups), np.bincount(number, minlength=groups).astype(float)
     step = max(1, LARGEST // groups)

@@ -74,6 +74,7 @@ def page(found: Evaluated) -> Page:
                 for title, header, lines in _tables(found)
             ),
             _won(found),
+            *_tasks(found),
             _rewrites(found),
             _cost(found),
             _questions(found),
@@ -194,7 +195,7 @@ def _won(found: Evaluated) -> Table:
             one, clean = row.benchmarks[title], row.clean[title]
             rows.append(
                 [
-                    f"{row.wording} with {row.generator}, {row.decoding}",
+                    _name(row, found),
                     title,
                     _difference(one),
                     f"{one.won:,}",
@@ -207,9 +208,7 @@ def _won(found: Evaluated) -> Table:
                     " / ".join(f"{share:.1%}" for share in row.unanswered[title]),
                 ]
             )
-        rows.append(
-            [f"{row.wording} with {row.generator}, {row.decoding}", AVERAGE, _difference(row.weighted), *[""] * 6]
-        )
+        rows.append([_name(row, found), AVERAGE, _difference(row.weighted), *[""] * 6])
     header = ["prompts", "benchmark", "difference", *COUNTS]
     return Table(
         "Question by question",
@@ -219,6 +218,26 @@ def _won(found: Evaluated) -> Table:
         [*header, "without stated answers", "no answer found (naive / optimised)"],
         rows,
     )
+
+
+def _tasks(found: Evaluated) -> list[Table]:
+    """Benchmarks of several tasks, task by task; none if there are none."""
+    rows = [
+        [
+            _name(row, found),
+            f"{title}, {task}",
+            f"{one.questions:,}",
+            percent(one.naive),
+            percent(one.optimised),
+            _difference(one),
+        ]
+        for row in found.rows
+        for title, tasks in row.tasks.items()
+        for task, one in tasks.items()
+    ]
+    lead = "With so many tasks, some differ by chance: one interval in twenty leaves out what is true."
+    header = ["prompts", "task", "questions", "naive", "optimised", "difference"]
+    return [Table("Task by task", lead, header, rows)] if rows else []
 
 
 def _rewrites(found: Evaluated) -> Table:

@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
+from preftune.data.builders import gsm8k as gsm8k_task
 from preftune.errors import PreftuneError
 from preftune.prompting.benchmarks import BUILT_IN, open_benchmark
 from preftune.prompting.benchmarks.base import Benchmark
-from preftune.prompting.benchmarks.bbh import TASKS, counted_as
+from preftune.prompting.benchmarks.bbh import BBH, TASKS
 
 DATA = Path(__file__).parents[4] / "shared" / "data"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"the real benchmarks are not in {DATA}")
@@ -126,7 +127,7 @@ def test_bbh(tmp_path: Path) -> None:
 
 def test_the_paper_counts_23_tasks() -> None:
     assert len(TASKS) == 27
-    assert len({counted_as(task) for task in TASKS}) == 23
+    assert len({BBH().counted_as(task) for task in TASKS}) == 23
 
 
 @needs_data
@@ -149,6 +150,46 @@ def test_real_gsm8k() -> None:
     assert {one.where.source for one in benchmark.examples(benchmark.questions[0])} == {
         str(DATA / "gsm8k" / "train.jsonl")
     }
+
+
+@needs_data
+def test_real_solutions_of_models_are_scored_as_they_are_marked() -> None:
+    benchmark = open_benchmark(f"gsm8k={DATA / 'gsm8k'}")
+    by_prompt = {question.prompt: question for question in benchmark.questions}
+    marks = list(gsm8k_task.marks(DATA / "gsm8k" / "example_model_solutions.jsonl"))
+    assert len(marks) == 5276
+    for question, solution, right in marks:
+        assert benchmark.score(by_prompt[question.text.strip()], solution).right is right, solution
+
+
+CHOSEN = (
+    "{l}",
+    "({l})",
+    "The answer is ({l}).",
+    "**Answer: ({l}) {t}**",
+    "The correct answer is:\n\n({l}) {t}",
+    "({l}) {t} is the one, because the others are wrong.",
+    "First, (A) seems wrong and (B) too.\nTherefore, the answer is ({l}).",
+    "{t}",
+    "The answer is {t}.",
+)
+
+
+@needs_data
+def test_real_options_are_told_apart() -> None:
+    benchmark = open_benchmark(f"bbh={DATA / 'bbh'}")
+    some = [question for question in benchmark.questions if question.scorer == "choice"][::11]
+    assert len({question.task for question in some}) == 23
+    for question in some:
+        lettered = len(question.gold) == 1
+        for i, text in enumerate(question.options):
+            letter = chr(ord("A") + i)
+            for form in CHOSEN:
+                if ("{l}" in form) != lettered and (not lettered or question.options.count(text) > 1):
+                    continue
+                response = form.format(l=letter, t=text)
+                right = question.gold == (letter if lettered else text)
+                assert benchmark.score(question, response).right is right, (question.prompt, response)
 
 
 def test_piqa(tmp_path: Path) -> None:
@@ -275,3 +316,50 @@ def test_files_that_are_no_text(tmp_path: Path, name: str) -> None:
     path.write_bytes(bytes(range(256)) * 8)
     with pytest.raises(PreftuneError, match="binary"):
         _ = open_benchmark(f"{name}={path}").questions
+
+
+HUB: dict[str, dict[str, list[dict[str, Any]]]] = {
+    "openai/gsm8k:main": {"train": sums(10, 4), "test": sums(0, 1)},
+    "baber/piqa:None": {
+        "train": [{"goal": f"g{n}", "sol1": "x", "sol2": "y", "label": 0} for n in range(3)],
+        "validation": [{"goal": "dry", "sol1": "x", "sol2": "y", "label": 1}],
+        "test": [{"goal": "secret", "sol1": "x", "sol2": "y", "label": -1}],
+    },
+    "Samsoup/cosmos_qa:None": {
+        split: [
+            {"context": f"{split} {n}", "question": "why?", "label": 1, **{f"answer{i}": f"a{i}" for i in range(4)}}
+            for n in range(count)
+        ]
+        for split, count in (("train", 5), ("validation", 1))
+    },
+    "cais/mmlu:all": {
+        split: [{"question": f"{split} {n}?", "subject": "law", "choices": list("pqrs"), "answer": 1} for n in range(5)]
+        for split in ("dev", "test", "auxiliary_train")
+    },
+    **{
+        f"lukaemon/bbh:{task}": {"test": [{"input": f"{task} {n}", "target": "a"} for n in range(4)]}
+        for task in TASKS
+        if task == "word_sorting"
+    },
+}
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_from_the_hub(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which data sets and splits are asked for, and that their columns are understood."""
+    import datasets
+
+    asked: list[str] = []
+
+    def load(path: str, config: str | None = None) -> Any:
+        asked.append(f"{path}:{config}")
+        found = HUB.get(asked[-1], {"test": [{"input": "not True is", "target": "False"}]})
+        return datasets.DatasetDict({split: datasets.Dataset.from_list(rows) for split, rows in found.items()})
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    monkeypatch.setattr("preftune.prompting.benchmarks.bbh.TASKS", ["word_sorting"])
+    benchmark = open_benchmark(name)
+    question = benchmark.questions[0]
+    assert len(benchmark.examples(question)) == benchmark.shots
+    assert set(asked) <= set(HUB)
+    assert benchmark.score(question, question.shown or question.gold).right

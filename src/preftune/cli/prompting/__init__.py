@@ -10,7 +10,7 @@ from preftune.cli.app import app
 
 prompts = typer.Typer(help="Train a model that rewrites prompts, from preferences, and use it.", no_args_is_help=True)
 
-_COMMANDS: tuple[str, ...] = ("collect", "diversify", "evaluate")  # as in --help
+_COMMANDS: tuple[str, ...] = ("collect", "diversify", "optimize", "serve", "evaluate")  # as in --help
 for _command in _COMMANDS:
     import_module(f"preftune.cli.prompting.{_command}")
 if _COMMANDS:

@@ -15,7 +15,11 @@ from preftune.cli.prompting import prompts
 @prompts.command()
 def collect(
     source: Annotated[
-        str, typer.Argument(metavar="PROMPTS", help="rows with a column prompt, or a text file with one in each line")
+        str,
+        typer.Argument(
+            metavar="PROMPTS",
+            help="rows with a column prompt, a text file with one in each line, or a benchmark: bbh=FOLDER",
+        ),
     ],
     rewriter: Annotated[
         list[str],
@@ -65,10 +69,9 @@ def collect(
     Everything that is answered is kept, and the same command goes on where it was stopped.
 
     Examples:
-        preftune prompts collect prompts.jsonl --rewriter endpoint:http://127.0.0.1:8000/v1 --rewriter naive \\
-            --generator endpoint:http://127.0.0.1:8001/v1 --checker number --out runs/pairs
-        preftune prompts collect prompts.txt --rewriter ./model --samples 4 --generator ./model \\
-            --judge endpoint:http://127.0.0.1:8000/v1 --out runs/pairs --max-calls 2000
+        preftune prompts collect p.jsonl --rewriter ./m --rewriter naive --generator endpoint:URL --checker gsm8k -o out
+        preftune prompts collect p.txt --rewriter ./m --samples 4 --generator ./m --judge endpoint:URL -o out
+        preftune prompts collect bbh=./bbh --rewriter ./m --rewriter naive --generator ./m --checker benchmark -o out
     """
     from preftune.prompting.collecting import CollectSettings
     from preftune.prompting.collecting import collect as run

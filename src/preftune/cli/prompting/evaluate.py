@@ -32,15 +32,17 @@ def evaluate(
         list[str] | None, typer.Option("--model", "-m", help="optimiser: a run of prompts train, or any generator")
     ] = None,
     prompts: Annotated[
-        Path | None, typer.Option("--prompts", help="a file with prompts and their rewrites (prompt, optimized)")
+        Path | None,
+        typer.Option("--prompts", help="a file with prompts and their rewrites, as prompts optimize writes it"),
     ] = None,
     limit: Annotated[int | None, typer.Option(help="draw so many questions of each benchmark")] = None,
     shots: Annotated[int | None, typer.Option(min=0, help="examples before a question; default: as the paper")] = None,
     words: Annotated[int | None, typer.Option(min=1, help="most words of a rewrite")] = None,
     mark: Annotated[list[str] | None, typer.Option(help="text that no rewrite may change")] = None,
     guard: Annotated[bool, typer.Option(help="use the naive prompt where a rewrite changes facts")] = True,
-    rewrite_temperature: Annotated[float, typer.Option("--rewrite-temperature", min=0, help="of the rewrites")] = 0.0,
-    rewrite_tokens: Annotated[int, typer.Option(min=1, help="tokens at which a rewrite is cut")] = 512,
+    candidates: Annotated[
+        int, typer.Option(min=1, help="rewrites of a prompt, as for prompts optimize; the first that may be used is")
+    ] = 4,
     greedy: Annotated[bool, typer.Option(help="answer with the most probable tokens")] = True,
     sampled: Annotated[int, typer.Option(min=0, help="answers drawn to each prompt besides")] = 0,
     temperature: Annotated[float, typer.Option(min=0, help="of those")] = 0.8,
@@ -70,7 +72,6 @@ def evaluate(
     """
     from preftune.prompting.evaluate import EvaluateSettings
     from preftune.prompting.evaluate import evaluate as run
-    from preftune.prompting.generators import GeneratorSampling
     from preftune.report.prompt_data import collecting_progress
     from preftune.report.prompt_evaluation import show, write
 
@@ -84,7 +85,7 @@ def evaluate(
         words=words,
         marks=tuple(mark or ()),
         guard=guard,
-        rewriting=GeneratorSampling(max_new_tokens=rewrite_tokens, temperature=rewrite_temperature, seed=seed),
+        candidates=candidates,
         greedy=greedy,
         sampled=sampled,
         temperature=temperature,

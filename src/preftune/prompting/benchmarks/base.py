@@ -80,6 +80,10 @@ class Benchmark(ABC):
         """The name in tables."""
         return self.name
 
+    def counted_as(self, task: str) -> str:
+        """The task that scores by task count a question's task to."""
+        return task
+
     @cached_property
     def questions(self) -> list[BenchmarkQuestion]:
         """What is asked. What stands twice in the source is asked twice, as its published scores count it.

@@ -43,6 +43,15 @@ class BBH(Benchmark):
     shots: ClassVar[int] = 3
     hub: ClassVar[str] = "lukaemon/bbh"
 
+    def counted_as(self, task: str) -> str:
+        """The paper's task that a file belongs to.
+
+        Example:
+            >>> BBH().counted_as("logical_deduction_five_objects"), BBH().counted_as("navigate")
+            ('logical_deduction', 'navigate')
+        """
+        return SIZES.sub("", task)
+
     def _tests(self) -> list[BenchmarkQuestion]:
         source: Source = self.source or self.hub
         if isinstance(source, str) and not Path(source).expanduser().exists():
@@ -57,16 +66,6 @@ class BBH(Benchmark):
 
     def _read(self, source: Source, task: str | None, split: str | None) -> list[BenchmarkQuestion]:
         return [_question(where, row, task) for where, row in rows(source, split=split)]
-
-
-def counted_as(task: str) -> str:
-    """The paper's task that a file belongs to.
-
-    Example:
-        >>> counted_as("logical_deduction_five_objects"), counted_as("navigate")
-        ('logical_deduction', 'navigate')
-    """
-    return SIZES.sub("", task)
 
 
 def _question(where: Where, row: dict[str, object], task: str | None) -> BenchmarkQuestion:
