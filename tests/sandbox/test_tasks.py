@@ -11,6 +11,7 @@ import torch
 from preftune.evaluation.models import find, load_policy
 from preftune.prompting.generators import GeneratorSampling, open_generator
 from preftune.prompting.rewriter import Asked, Rewriter
+from preftune.prompting.template import FILE, Template
 from preftune.sandbox.tasks import LONGEST, OPTIMIZER, SEEN, SHIPPED, TEMPLATE, UNSEEN, folder_of
 from preftune.sandbox.tasks.families import FAMILIES, Question, questions, score
 from preftune.sandbox.tasks.train_generators import lesson, make_batch, make_tokenizer, restatement, train
@@ -172,6 +173,7 @@ def test_training_is_deterministic_and_saves_what_loads(tmp_path: Path) -> None:
         assert torch.equal(one, other)
     save(first.half(), make_tokenizer(), tmp_path)
     shipped = folder_of("optimizer")
-    assert {path.name for path in tmp_path.iterdir()} == {path.name for path in shipped.iterdir()}
+    assert {path.name for path in tmp_path.iterdir()} | {FILE} == {path.name for path in shipped.iterdir()}
+    assert Template.read(shipped / FILE) == TEMPLATE
     assert filecmp.cmp(tmp_path / "config.json", shipped / "config.json", shallow=False)
     assert filecmp.cmp(tmp_path / "tokenizer.json", shipped / "tokenizer.json", shallow=False)

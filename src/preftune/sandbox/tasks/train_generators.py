@@ -15,6 +15,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
+from preftune.prompting.template import FILE
 from preftune.sandbox.tasks import OPTIMIZER, SHIPPED, TEMPLATE, Trained
 from preftune.sandbox.tasks.families import FAMILIES, Question
 from preftune.sandbox.tasks.wordings import idle, naive, plan, vocabulary
@@ -120,6 +121,8 @@ def main() -> None:
         entry = OPTIMIZER if name == "optimizer" else SHIPPED[name]
         lm = train(entry, restatement if name == "optimizer" else partial(lesson, entry))
         save(lm.half(), make_tokenizer(), folder / name)
+        if name == "optimizer":
+            TEMPLATE.write(folder / name / FILE)
         print(f"wrote {folder / name}")
 
 

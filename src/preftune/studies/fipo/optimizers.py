@@ -14,6 +14,7 @@ from preftune.prompting.generators import GeneratorSampling, open_generator
 from preftune.prompting.records import PromptPair
 from preftune.prompting.rewriter import Asked as Wanted
 from preftune.prompting.rewriter import Rewriter
+from preftune.prompting.template import FILE
 from preftune.sandbox.tasks import LONGEST, TEMPLATE
 from preftune.studies.fipo.form import Decoding, Strategy
 
@@ -99,6 +100,7 @@ def trained(
     shutil.rmtree(to, ignore_errors=True)
     model = done.path / "model"
     shutil.copy(done.path / "metrics.jsonl", model / "metrics.jsonl")
+    TEMPLATE.write(model / FILE)  # so that it can be used by its folder's name
     model.rename(to)
     shutil.rmtree(run)
 
