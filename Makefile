@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .PHONY: demo test lint types check bench fuzz soak study-ipo-bandits study-credit docs-objectives docs-prompts docs-reliability
-.PHONY: study-reach study-rlhf-vs-dpo docs-frontier docs-training-doctor screenshots wheel clean
+.PHONY: study-fipo study-reach study-rlhf-vs-dpo docs-frontier docs-training-doctor screenshots wheel clean
 
 demo: $(VENV)/.installed
 	$(BIN)/preftune demo --out runs/demo
@@ -40,6 +40,10 @@ study-credit: $(VENV)/.installed
 # Three seeds of three methods: nine minutes on one of two busy cores.
 study-reach: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/preftune study reach --out docs/studies/reach
+
+# Prompt optimisers in small: 12 minutes of two quiet cores.
+study-fipo: $(VENV)/.installed
+	$(BIN)/preftune study fipo --out runs/fipo
 
 # Five seeds of both roads.
 study-rlhf-vs-dpo: $(VENV)/.installed

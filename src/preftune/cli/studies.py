@@ -135,3 +135,31 @@ def frontier(
     worlds = ("listed", "sandbox") if world == "both" else (world,)
     axes = list(AXES.values()) if axis is None else [AXES[axis]]
     run_study(axes, worlds, out, quick=quick, jobs=jobs, seeds=seeds, show=True, done=done)
+
+
+@study.command("fipo")
+def fipo(
+    out: Annotated[Path, typer.Option("--out", "-o", help="folder of the study, where it also goes on")] = Path(
+        "runs/fipo"
+    ),
+    quick: Annotated[
+        bool, typer.Option("--quick", help="one teacher, one seed, three strategies: two minutes")
+    ] = False,
+    jobs: Annotated[
+        int, typer.Option(min=0, help="processes at a time, each on one thread; 0: only write the page anew")
+    ] = 2,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="say nothing meanwhile")] = False,
+) -> None:
+    """FIPO in small: train prompt optimisers in six ways, choose on generators they saw, confirm on one they did not.
+
+    Stopped in any way, the same command goes on. Exit code 1 if what was chosen does not beat naive prompts (not with
+    --quick).
+    """
+    from preftune.api_keys import this_command
+    from preftune.report.fipo import show, write
+    from preftune.studies.fipo.study import study as run_study
+
+    found = run_study(out, quick=quick, jobs=jobs, show=not quiet)
+    show(found, write(found, out, this_command()))
+    if not quick and not all(one.held for one in found.outcome):
+        raise typer.Exit(1)
