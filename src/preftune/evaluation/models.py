@@ -19,7 +19,7 @@ from preftune.data import dataset
 from preftune.errors import PreftuneError
 from preftune.objectives import registry
 from preftune.policy import loading
-from preftune.policy.loading import BUILT_IN, SCRATCH, Loaded, ModelConfig
+from preftune.policy.loading import SCRATCH, Loaded, ModelConfig, is_built_in
 from preftune.policy.reasons import reason
 from preftune.policy.weights import check_finite
 from preftune.resuming import config_of, has_ended, start_hash
@@ -92,9 +92,10 @@ def find(path: str | Path) -> Named:
         PreftuneError: for a run that has not finished, and a folder that holds neither a run nor a model.
     """
     path = str(path)
-    folder = Path(path).expanduser() if path == BUILT_IN else standing_for(path)
+    built_in = is_built_in(path)
+    folder = Path(path).expanduser() if built_in else standing_for(path)
     path = path if folder == Path(path).expanduser() else str(folder)
-    if path != BUILT_IN and (folder / "config.yaml").is_file():
+    if not built_in and (folder / "config.yaml").is_file():
         if not has_ended(folder):
             raise PreftuneError(
                 f"the run in {path} has not finished: go on with it (preftune train --resume {path}), or name one of "
@@ -105,13 +106,13 @@ def find(path: str | Path) -> Named:
         return Named(path, folder, config_of(folder, ()))
     if path.startswith(SCRATCH):
         raise PreftuneError(f"{path} is a model that is yet to be made: name a run, a folder or a hub id")
-    if path != BUILT_IN and folder.is_file():
+    if not built_in and folder.is_file():
         raise PreftuneError(f"{path} is a file, expected a run folder, or a model: folder or hub id")
-    if folder.is_dir() and path != BUILT_IN and not (folder / "config.json").is_file():
+    if folder.is_dir() and not built_in and not (folder / "config.json").is_file():
         adapter = (folder / "adapter_config.json").is_file()
         what = "an adapter alone: name the run that trained it" if adapter else "neither a run nor a model: check it"
         raise PreftuneError(f"{path} holds {what}")
-    model = ModelConfig(path=path if path == BUILT_IN else str(folder) if folder.exists() else path)
+    model = ModelConfig(path=path if built_in else str(folder) if folder.exists() else path)
     loading.check_path(model)
     return Named(path, None, RunConfig(model=model))
 

@@ -105,7 +105,7 @@ def load(
         lm, tokenizer = build(config.path.removeprefix(SCRATCH), texts(), config.scratch, seed)
         lm = lm.to(_weights_dtype(config, torch.float32))
     else:
-        path = str(built_in_folder()) if config.path == BUILT_IN else config.path
+        path = str(built_in_folder(config.path)) if is_built_in(config.path) else config.path
         settings = _settings(config, path)
         tokenizer = _tokenizer(config, path)
         with without_progress_bars():
@@ -128,7 +128,7 @@ def read_only_tokenizer(config: ModelConfig) -> tuple[PreTrainedTokenizerBase, i
     """
     if config.path.startswith(SCRATCH):
         raise PreftuneError(f"model {config.path} has no tokenizer before it is trained: name a folder or a hub id")
-    path = str(built_in_folder()) if config.path == BUILT_IN else config.path
+    path = str(built_in_folder(config.path)) if is_built_in(config.path) else config.path
     tokenizer = _tokenizer(config, path)
     alone = Path(path).is_dir() and not (Path(path) / "config.json").is_file()  # a tokenizer without a model
     return tokenizer, None if alone else positions_of(_settings(config, path))
@@ -152,7 +152,8 @@ def check_path(config: ModelConfig) -> None:
     if config.path.startswith(SCRATCH):
         model_type_of(config.path)
         return
-    if config.path == BUILT_IN:
+    if is_built_in(config.path):
+        built_in_folder(config.path)
         return
     folder = Path(config.path)
     if not folder.exists():
@@ -205,7 +206,7 @@ def check_keys(config: ModelConfig, loaded: bool) -> None:
     Raises:
         PreftuneError: names the key.
     """
-    scratch, local = config.path.startswith(SCRATCH), config.path == BUILT_IN or Path(config.path).is_dir()
+    scratch, local = config.path.startswith(SCRATCH), is_built_in(config.path) or Path(config.path).is_dir()
     used = {"path", "tokenizer", "lora", "gradient_checkpointing", "layout"}
     if loaded:
         why = "says how to load a model, but a loaded one was given"
@@ -248,8 +249,21 @@ def vocabulary(lm: nn.Module) -> int | None:
     return max((table.num_embeddings for table in tables if isinstance(table, nn.Embedding)), default=None)
 
 
-def built_in_folder() -> Path:
-    """The folder of the built-in world's base model."""
+def is_built_in(path: str) -> bool:
+    """True for "sandbox", the built-in world's base model, and "sandbox:NAME", a model of the built-in tasks."""
+    return path == BUILT_IN or path.startswith(f"{BUILT_IN}:")
+
+
+def built_in_folder(path: str = BUILT_IN) -> Path:
+    """The folder of a built-in model.
+
+    Raises:
+        PreftuneError: if there is none of this name.
+    """
+    if path != BUILT_IN:
+        from preftune.sandbox.tasks import folder_of
+
+        return folder_of(path.removeprefix(f"{BUILT_IN}:"))
     from preftune.sandbox.preferences import BASE
 
     return BASE
@@ -398,7 +412,7 @@ def read_tokenizer(path: str, trust_remote_code: bool = False, revision: str | N
     Raises:
         PreftuneError: if there is none that can be read.
     """
-    folder = str(built_in_folder()) if path == BUILT_IN else path
+    folder = str(built_in_folder(path)) if is_built_in(path) else path
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             folder,

@@ -1,6 +1,6 @@
 """Generators: whoever answers prompts. A model at hand, one behind an endpoint, or a Python function, all alike.
 
-RUN, model folder, hub id, sandbox     a model that is loaded here
+RUN, model folder, hub id, sandbox     a model that is loaded here; sandbox:north and its like know the built-in tasks
 endpoint:URL#MODEL                     an OpenAI-compatible endpoint: vLLM, a provider, preftune serve
 package.module:function                takes a list of prompts (texts), gives a list of answers
 """
@@ -22,6 +22,7 @@ from preftune.evaluation.judges import ENDPOINT, EndpointUse
 from preftune.evaluation.judges.base import digest
 
 REPLIES, CALLS = "replies.jsonl", "calls.jsonl"
+SANDBOX = "sandbox:"  # models of the built-in tasks
 Progress = Callable[[int, int], object]
 
 
@@ -173,7 +174,7 @@ def _local(name: str, chat: bool | None) -> Generator:
 
     module, _, thing = name.partition(":")
     names_function = all(part.isidentifier() for part in module.split(".")) and thing.isidentifier()
-    if not names_function or Path(name).exists():
+    if not names_function or name.startswith(SANDBOX) or Path(name).exists():
         from preftune.prompting.local import LocalGenerator
 
         return LocalGenerator(name, chat)

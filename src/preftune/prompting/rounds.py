@@ -37,7 +37,7 @@ from preftune.evaluation.journal import Journal
 from preftune.evaluation.models import ROUNDS_CONFIG, find
 from preftune.files import write_whole
 from preftune.objectives import registry
-from preftune.policy.loading import BUILT_IN
+from preftune.policy.loading import is_built_in
 from preftune.prompting import template as templates
 from preftune.prompting.case_files import read_cases, write_cases
 from preftune.prompting.cases import Case, render
@@ -255,7 +255,7 @@ def _resolved(config: PromptsRunConfig, rounds: Rounds) -> PromptsRunConfig:
     """The config that goes on from any current folder: whatever is on disk is named by its whole path."""
 
     def found(block: T, *names: str) -> T:
-        given = {name: path for name in names if (path := getattr(block, name)) not in (None, BUILT_IN)}
+        given = {name: path for name in names if (path := getattr(block, name)) and not is_built_in(path)}
         there = {name: str(Path(path).absolute()) for name, path in given.items() if Path(path).exists()}
         return block.model_copy(update=there)
 
