@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint types check bench fuzz soak study-ipo-bandits study-credit docs-objectives docs-reliability
+.PHONY: demo test lint types check bench fuzz soak study-ipo-bandits study-credit docs-objectives docs-prompts docs-reliability
 .PHONY: study-reach study-rlhf-vs-dpo docs-frontier docs-training-doctor screenshots wheel clean
 
 demo: $(VENV)/.installed
@@ -47,6 +47,9 @@ study-rlhf-vs-dpo: $(VENV)/.installed
 
 docs-objectives: $(VENV)/.installed
 	$(BIN)/python -m preftune.report.objectives_page docs
+
+docs-prompts: $(VENV)/.installed
+	$(BIN)/python -m preftune.report.prompting_paper docs
 
 # The tests of broken files and configs, twenty times as long and at random: ten minutes on two cores.
 fuzz: $(VENV)/.dev

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit, urlunsplit
 from preftune.api_keys import hidden, is_secret
 from preftune.data.records import Text
 from preftune.errors import PreftuneError
+from preftune.evaluation.budget import Budget
 
 KEY_VARIABLE = "OPENAI_API_KEY"
 TOKENS = "return_token_ids"  # field of a request, as vLLM has it
@@ -30,6 +31,7 @@ class EndpointConfig:
         concurrency: calls under way at a time.
         max_calls: requests that may be sent, repetitions and earlier sessions with the same file included.
         max_tokens: tokens of prompts and answers, likewise; None: any number.
+        budget: one that several endpoints share, in place of the two before.
     """
 
     url: str
@@ -41,6 +43,7 @@ class EndpointConfig:
     concurrency: int = 8
     max_calls: int | None = 10_000
     max_tokens: int | None = None
+    budget: Budget | None = None
 
     def __post_init__(self) -> None:
         try:

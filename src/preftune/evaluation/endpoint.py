@@ -22,6 +22,7 @@ from preftune.data.records import Text
 from preftune.errors import PreftuneError
 from preftune.evaluation.asking import TOKENS, Answer, EndpointConfig, Request
 from preftune.evaluation.budget import Budget
+from preftune.evaluation.calls import recall
 from preftune.evaluation.journal import Journal
 
 if TYPE_CHECKING:
@@ -56,13 +57,13 @@ class Endpoint:
         except ImportError:
             raise PreftuneError("an endpoint needs the openai package: pip install 'preftune[serve]'") from None
         self.config, self._openai = config, openai
-        self.budget = Budget(config.max_calls, config.max_tokens)
+        self.budget = config.budget or Budget(config.max_calls, config.max_tokens)
         self._key = os.environ.get(config.key_variable, "").strip()
         self._answers: dict[str, Answer] = {}
         self._stop = threading.Event()
         self._journal = None if kept is None else Journal(kept)
         if self._journal is not None:
-            self._recall(self._journal)
+            self._answers = recall(self._journal, self.budget)
         # a key must be given to the client, also for servers that ask for none
         self._client = openai.OpenAI(
             base_url=config.url, api_key=self._key or "none", timeout=config.timeout, max_retries=0
@@ -294,34 +295,6 @@ class Endpoint:
     def _keep(self, line: Mapping[str, Any]) -> None:
         if self._journal is not None:
             self._journal.add(line)
-
-    def _recall(self, journal: Journal) -> None:
-        """What earlier sessions were answered, and what they spent."""
-        aside: Counter[str] = Counter()
-        for number, line in enumerate(journal.lines, 1):
-            try:
-                self._recall_line(line, aside)
-            except (KeyError, TypeError, ValueError):
-                journal.close()
-                raise PreftuneError(
-                    f"{journal.path} line {number} is no call that preftune kept: name another folder"
-                ) from None
-        self.budget.tokens += aside.total()  # sent by processes that were killed before they heard of it
-
-    def _recall_line(self, line: Mapping[str, Any], aside: Counter[str]) -> None:
-        key = str(line["key"])
-        if "sent" in line:
-            self.budget.calls += 1
-            aside[key] += int(line["sent"])
-            return
-        aside[key] = 0
-        if "failed" in line:
-            self.budget.tokens += int(line["tokens"])
-            return
-        read, written, spent = (int(line[name]) for name in ("prompt_tokens", "tokens", "spent"))
-        ids = tuple(int(token) for token in line.get("ids", ()))
-        self._answers[key] = Answer(str(line["text"]), bool(line["ended"]), read, written, ids=ids)
-        self.budget.tokens += spent
 
     def _name(self, body: Mapping[str, Any]) -> str:
         """What a request is known by: where it goes, and all of it."""

@@ -46,8 +46,9 @@ def grouped_interval(correct: ArrayLike, number: NDArray[np.int64]) -> tuple[flo
     return wilson(mean, effective)
 
 
-def paired_interval(wins: float, losses: float, of: int) -> tuple[float, float]:
-    """95% interval of a win rate whose ties count one half, also where there is no win or no loss at all.
+def paired_interval(wins: float, losses: float, of: int, z: float = Z95) -> tuple[float, float]:
+    """Interval of a win rate whose ties count one half, also where there is no win or no loss at all; at 95% if z is
+    not given.
 
     The adjusted Wald interval for paired outcomes of Bonett and Price 2012 (Journal of Educational and Behavioral
     Statistics 37): one more win and one more loss are counted than there were.
@@ -62,7 +63,7 @@ def paired_interval(wins: float, losses: float, of: int) -> tuple[float, float]:
         [0.38, 0.72]
     """
     won, lost = (wins + 1) / (of + 2), (losses + 1) / (of + 2)
-    half = Z95 * float(np.sqrt((won + lost - (won - lost) ** 2) / (of + 2)))
+    half = z * float(np.sqrt((won + lost - (won - lost) ** 2) / (of + 2)))
     low, high = (0.5 + (won - lost + side * half) / 2 for side in (-1, 1))
     rate = 0.5 + (wins - losses) / of / 2
     return min(max(0.0, low), rate), max(min(1.0, high), rate)

@@ -9,6 +9,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import Literal
 
 from preftune.prompting.language import language_change
@@ -21,6 +22,8 @@ __all__ = ["Mark", "NewNumbers", "Span", "problem", "protected"]
 NewNumbers = Literal["none", "counters", "any"]
 SHOWN = 40  # characters of a span in a message
 _DIGITS = re.compile(r"\d+(?:[.,:/'\u2019-]\d+)*")
+_LONG_WORD = re.compile(r"[^\W\d_]{4,}")
+STEM, FEWEST_WORDS = 5, 3  # letters of a word that are looked for, and words of a prompt that has a subject
 _SEARCHED: tuple[Kind, ...] = ("quotation", "code", "formula", "slot", "mark", "option", "link")
 
 
@@ -40,7 +43,12 @@ def protected(text: str, marks: Iterable[Mark] = ()) -> list[Span]:
         >>> [span.text for span in protected('Add 1,200.50 and 5% to "x1", see {table}.')]
         ['1,200.50', '5%', '"x1"', '{table}']
     """
-    return merged(spans(text, marks), text)
+    return list(_protected(text, tuple(marks)))
+
+
+@lru_cache(maxsize=32)  # a prompt is held against all of its candidates
+def _protected(text: str, marks: tuple[Mark, ...]) -> tuple[Span, ...]:
+    return tuple(merged(spans(text, marks), text))
 
 
 def problem(
@@ -83,6 +91,7 @@ def problem(
         or _other_options(original, rewrite)
         or _new_number(original, rewrite, new_numbers)
         or _other_language(original, rewrite, marks)
+        or _other_subject(original, rewrite)
     )
 
 
@@ -210,6 +219,15 @@ def _new_number(original: str, rewrite: str, allowed: NewNumbers) -> str | None:
 def _other_language(original: str, rewrite: str, marks: Sequence[Mark]) -> str | None:
     changed = language_change(_unprotected(original, marks), _unprotected(rewrite, ()))
     return f"its language changed ({changed})" if changed else None
+
+
+def _other_subject(original: str, rewrite: str) -> str | None:
+    """Of three longer words or more, one at least must still be there, if only its beginning."""
+    words = {word[:STEM].lower() for word in _LONG_WORD.findall(original)}
+    rest = rewrite.lower()
+    if len(words) < FEWEST_WORDS or any(word in rest for word in words):
+        return None
+    return "it has none of the prompt's words"
 
 
 def _unprotected(text: str, marks: Iterable[Mark]) -> str:

@@ -10,8 +10,8 @@ import re
 _ENGLISH = (
     "zero two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
     "eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety hundred hundreds thousand thousands "
-    "million millions billion billions dozen dozens half halves twice thrice double triple quadruple third thirds quarter "
-    "quarters fourth fifth sixth seventh eighth ninth tenth"
+    "million millions billion billions dozen dozens half halves twice thrice double triple quadruple third thirds "
+    "quarter quarters fourth fifth sixth seventh eighth ninth tenth"
 )
 _GERMAN = (
     "null zwei drei vier f\u00fcnf sechs sieben acht neun zehn elf zw\u00f6lf dreizehn vierzehn f\u00fcnfzehn sechzehn "

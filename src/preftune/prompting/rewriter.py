@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from preftune.errors import PreftuneError
 from preftune.evaluation.judges import EndpointUse
 from preftune.prompting import template as templates
-from preftune.prompting.generators import Generator, GeneratorSampling, Progress, open_generator
+from preftune.prompting.generators import Generator, GeneratorSampling, Progress, Reply, open_generator
 from preftune.prompting.template import Template, words_in
 
 LABEL = re.compile(
@@ -77,6 +77,16 @@ class Rewriter:
         Raises:
             PreftuneError: as `Generator.write`.
         """
+        return [[reply.text for reply in some] for some in self.replies(asked, sampling, progress)]
+
+    def replies(
+        self, asked: Sequence[Asked], sampling: GeneratorSampling, progress: Progress | None = None
+    ) -> list[list[Reply]]:
+        """As `rewrite`, with what is known of each: whether it was cut or refused, and its tokens.
+
+        Raises:
+            PreftuneError: as `Generator.write`.
+        """
         inputs = [
             self.template.asked(
                 self.template.optimizer_input(
@@ -86,8 +96,8 @@ class Rewriter:
             )
             for one in asked
         ]
-        replies = self.generator.write(inputs, sampling, progress)
-        return [[cleaned(reply.text) for reply in some] for some in replies]
+        written = self.generator.write(inputs, sampling, progress)
+        return [[replace(reply, text=cleaned(reply.text)) for reply in some] for some in written]
 
 
 def open_rewriter(

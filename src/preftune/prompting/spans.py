@@ -90,9 +90,10 @@ _SLOT = re.compile(
     r"|<<[^<>\n]{1,200}>>|\[[A-Z][A-Z0-9_ ]+\]"
     r"|\b[DMYdmyh]{1,4}([/.-])[DMYdmy]{1,4}\1[DMYdmy]{2,4}\b"  # MM/DD/YYYY
 )
-_MARKED = re.compile(r"(?s)\[\[.+?\]\]")
+_MARKED = re.compile(r"(?s)\[\[(?:(?!\[\[).)+?\]\]")
 _LATEX = re.compile(
-    r"(?s)\$\$.+?\$\$|\\\(.+?\\\)|\\\[.+?\\\]|\\begin\{(?P<name>\w+\*?)\}.*?\\end\{(?P=name)\}"
+    r"(?s)\$\$.+?\$\$|\\\((?:(?!\\\().)+?\\\)|\\\[(?:(?!\\\[).)+?\\\]"
+    r"|\\begin\{(?P<name>\w+\*?)\}(?:(?!\\begin\{(?P=name)\}).)*?\\end\{(?P=name)\}"
     r"|(?<![\\$\w])\$(?=[^\s$])[^$\n]*(?<![\s\\])\$(?![\d$\w])|\\[A-Za-z]+(?:\{[^{}\n]*\})+"
 )
 # A run of numbers, brackets, operators, or of logical words, with spaces in between.
@@ -109,7 +110,8 @@ _LOGIC = re.compile(rf"{_LOGIC_WORD}(?:[ \t]*{_LOGIC_WORD})+")
 _HEADER = re.compile(
     r"(?im)^[ \t]*(?:\*\*)?(?:answer )?(?:options?|choices|alternatives|candidates|optionen|antwortm\u00f6glichkeiten|"
     r"auswahl|opciones|opzioni|choix|op\u00e7\u00f5es|r\u00e9ponses possibles|"
-    r"\u0432\u0430\u0440\u0438\u0430\u043d\u0442\u044b(?: \u043e\u0442\u0432\u0435\u0442\u0430)?|\u9009\u9879|\u9078\u9805|\u9078\u629e\u80a2)(?:\*\*)?"
+    r"\u0432\u0430\u0440\u0438\u0430\u043d\u0442\u044b(?: \u043e\u0442\u0432\u0435\u0442\u0430)?|"
+    r"\u9009\u9879|\u9078\u9805|\u9078\u629e\u80a2)(?:\*\*)?"
     r"[ \t]*[:\uff1a](?:\*\*)?"
 )
 _LETTERED = re.compile(

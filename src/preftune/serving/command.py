@@ -15,7 +15,7 @@ from preftune.evaluation.models import find, load_policy
 from preftune.policy.loading import positions
 from preftune.serving.adapters import Adapters
 from preftune.serving.server import Server
-from preftune.serving.writer import Model
+from preftune.serving.writer import Answering, Model
 
 
 def serve(
@@ -34,10 +34,28 @@ def serve(
     Raises:
         PreftuneError: if the model cannot be opened, or the port is taken.
     """
-    server = Server(open_model(path, name, adapters), host, port)
+    serve_until_stopped(open_model(path, name, adapters), host, port, say)
+
+
+def serve_until_stopped(
+    answering: Model | Answering, host: str, port: int, say: Callable[[str], object], what: str = ""
+) -> None:
+    """Serve until Ctrl-C or SIGTERM.
+
+    Args:
+        answering: who answers.
+        host: address to listen on.
+        port: port; 0: any that is free.
+        say: told where it listens, once it does, and that it has stopped.
+        what: what is served; by default its name.
+
+    Raises:
+        PreftuneError: if the port is taken.
+    """
+    server = Server(answering, host, port)
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        say(f"{server.url} serves {server.model.name}; Ctrl-C ends it")
+        say(f"{server.url} serves {what or server.names[0]}; Ctrl-C ends it")
         server.run()
     except KeyboardInterrupt:
         say("stopped")

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 from preftune.errors import PreftuneError
 from preftune.serving.asked import Asked, RequestError, read
-from preftune.serving.writer import Model, Writer, Written
+from preftune.serving.writer import Answering, Model, Writer, Written
 
 LARGEST = 8 * 2**20  # bytes of a body
 IDLE = 60.0  # seconds after which a connection that is silent is closed
@@ -26,26 +26,27 @@ class Server:
     """A model behind HTTP. As a context manager it serves in a thread of its own.
 
     Args:
-        model: what answers.
+        model: what answers: a model, or who writes in its place.
         host: address to listen on.
         port: port to listen on; 0: any that is free.
 
     Attributes:
         url: where the API begins.
         model: what answers.
+        names: what clients may ask, when it began.
 
     Raises:
         PreftuneError: if it cannot listen there.
     """
 
-    def __init__(self, model: Model, host: str = "127.0.0.1", port: int = 8000) -> None:
+    def __init__(self, model: Model | Answering, host: str = "127.0.0.1", port: int = 8000) -> None:
         try:
             self._http = _HTTP((host, port), _Handler)
         except (OSError, OverflowError) as error:
             told = getattr(error, "strerror", None) or error
             raise PreftuneError(f"cannot listen on {host}:{port} ({told}): name another --port or --host") from None
-        self.model = model
-        self._http.writer = Writer(model)
+        self._http.writer = Writer(model) if isinstance(model, Model) else model
+        self.model, self.names = model, self._http.writer.names
         self.url = f"http://{host}:{self._http.server_address[1]}/v1"
         self._thread: threading.Thread | None = None
 
@@ -74,7 +75,7 @@ class _HTTP(ThreadingHTTPServer):
     daemon_threads = True
     block_on_close = False  # a client that keeps its connection open does not keep the server from ending
     request_queue_size = 128
-    writer: Writer
+    writer: Answering
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that went away is no error of ours."""
@@ -142,7 +143,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _adapter(self, body: dict[str, Any]) -> None:
         """Load an adapter, or take one out, as clients of vLLM ask for it."""
-        adapters = self.server.writer.model.adapters
+        adapters = self.server.writer.adapters
         if adapters is None:
             raise RequestError(403, "adapters are not loaded here: start preftune serve with --adapters")
         for field in ADAPTERS[self._path]:
@@ -211,17 +212,20 @@ def _whole(asked: Asked, written: Written, model: str) -> dict[str, Any]:
         said: dict[str, Any] = {"text": choice.text}
         if asked.chat:
             said = {"message": {"role": "assistant", "content": choice.text}}
-        said |= {"token_ids": choice.ids.tolist()} if asked.tokens else {}
+        said |= {"token_ids": choice.ids.tolist()} if asked.tokens and choice.ids is not None else {}
         finish = "stop" if choice.ended else "length"
         choices.append({"index": index, "logprobs": None, "finish_reason": finish, **said})
-    return {**_about(asked, model, False), "choices": choices, "usage": _usage(written)}
+    more = {} if written.about is None else {"preftune": dict(written.about)}
+    return {**_about(asked, model, False), "choices": choices, "usage": _usage(written), **more}
 
 
 def _chunks(asked: Asked, written: Written, model: str) -> Iterator[dict[str, Any]]:
     about = _about(asked, model, True)
+    more = {} if written.about is None else {"preftune": dict(written.about)}
 
     def chunk(index: int, said: dict[str, Any], finish: str | None = None) -> dict[str, Any]:
-        return {**about, "choices": [{"index": index, "logprobs": None, "finish_reason": finish, **said}]}
+        choices = [{"index": index, "logprobs": None, "finish_reason": finish, **said}]
+        return {**about, "choices": choices, **(more if finish and index == 0 else {})}
 
     for index, choice in enumerate(written.choices):
         if asked.chat:

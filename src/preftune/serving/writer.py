@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
 from torch import nn
@@ -32,25 +33,54 @@ class Choice:
     Attributes:
         text: without the end token, or the stop text and what follows it.
         ended: False if it was cut at its longest.
-        ids: tokens that were written for it, the end token included.
+        ids: tokens that were written for it, the end token included; None: only their number is known.
+        counted: that number.
     """
 
     text: str
     ended: bool
-    ids: Ids
+    ids: Ids | None
+    counted: int = 0
 
     @property
     def tokens(self) -> int:
         """How many were written."""
-        return len(self.ids)
+        return self.counted if self.ids is None else len(self.ids)
 
 
 @dataclass(frozen=True)
 class Written:
-    """The answers to a request, those to one prompt side by side, and the tokens of its prompts."""
+    """The answers to a request, those to one prompt side by side, and the tokens of its prompts.
+
+    Attributes:
+        choices: the answers.
+        prompt_tokens: tokens that were read for them.
+        about: what else is said of them, in the field "preftune" of what is sent.
+    """
 
     choices: tuple[Choice, ...]
     prompt_tokens: int
+    about: Mapping[str, Any] | None = None
+
+
+class Answering(Protocol):
+    """Who answers requests: a `Writer`, or others."""
+
+    adapters: Adapters | None
+
+    @property
+    def names(self) -> list[str]:
+        """What clients may ask."""
+
+    def write(self, asked: Asked) -> Written:
+        """The answers to a request.
+
+        Raises:
+            RequestError: if it cannot be answered.
+        """
+
+    def close(self) -> None:
+        """Stop."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +124,7 @@ class Writer:
         # as in training, but whole: a prompt that does not fit is refused and not cut
         rendering = model.rendering.model_copy(update={"max_length": None})
         self.renderer = Renderer(model.tokenizer, rendering)
+        self.adapters = model.adapters
         self._jobs: queue.Queue[_Job] = queue.Queue()
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._work, name="writer", daemon=True)

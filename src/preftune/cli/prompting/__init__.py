@@ -10,10 +10,7 @@ from preftune.cli.app import app
 
 prompts = typer.Typer(help="Train a model that rewrites prompts, from preferences, and use it.", no_args_is_help=True)
 
-_COMMANDS: tuple[str, ...] = (
-    "diversify",
-    "train",
-)  # as in --help
+_COMMANDS: tuple[str, ...] = ("collect", "diversify", "train", "optimize", "serve", "evaluate")  # as in --help
 for _command in _COMMANDS:
     import_module(f"preftune.cli.prompting.{_command}")
 if _COMMANDS:

@@ -17,6 +17,7 @@ from typing import Any
 from preftune.data import builders
 from preftune.errors import PreftuneError
 from preftune.evaluation.asking import KEY_VARIABLE
+from preftune.evaluation.budget import Budget
 from preftune.evaluation.judges.base import Comparison, Judge, ScoringJudge, Verdict
 
 __all__ = ["Comparison", "EndpointUse", "Judge", "ScoringJudge", "Verdict", "open_judge"]
@@ -35,6 +36,7 @@ class EndpointUse:
     timeout: float = 120.0
     retries: int = 6
     key_variable: str = KEY_VARIABLE
+    budget: Budget | None = None
 
 
 def open_judge(

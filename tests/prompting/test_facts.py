@@ -1,0 +1,214 @@
+"""Protected spans: what is found, and that no rewrite passes that alters one."""
+
+from __future__ import annotations
+
+import re
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from preftune.prompting.facts import problem, protected
+from preftune.prompting.language import language_change
+
+FENCED = "Mend this:\n```python\nfor i in range(3):\n    print(i)\n```\nplease"
+OPTIONS = "Which one is red?\nOptions:\n(A) the sky\n(B) a rose\n(C) grass"
+LIST = "Is it plausible?\nOptions:\n- yes \n- no"
+
+
+def texts(text: str, *marks: str) -> list[str]:
+    return [span.text for span in protected(text, marks)]
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        (
+            "It has 1,200.50 of 3/4, -7 and 5% at 12:30 on 7/9/1972",
+            ["1,200.50", "3/4", "-7", "5%", "12:30", "7/9/1972"],
+        ),
+        ("$80,000 for 15 kg in 3 hours", ["$80,000", "15 kg", "3 hours"]),
+        ("GPT-4 read Catch-22 at 5am, the 3rd", ["GPT-4", "Catch-22", "5am", "3rd"]),
+        ("a 3-shot prompt of 2026-11-22, x2", ["3", "2026-11-22", "x2"]),
+        ("she eats three and half of a dozen, twice", ["three", "half", "dozen", "twice"]),
+        ("zwei und dreißig Äpfel", ["zwei", "dreißig"]),
+        ("½ cup, m², 1\u202f200 €, ٣ kilos", ["½", "m²", "1\u202f200 €", "٣"]),
+        ("\u6211\u67093\u4e2a\u82f9\u679c", ["3"]),
+        ('say "no, 2" and “ja” and „nein“ and «oui» and 「はい」', ['"no, 2"', "“ja”", "„nein“", "«oui»", "「はい」"]),
+        ("the dogs' bones aren't 'rain man's', it's", ["'rain man's'"]),
+        ("« a » et « b »", ["« a »", "« b »"]),
+        ("run `rm -r x` and ``a`b``", ["`rm -r x`", "``a`b``"]),
+        (FENCED, [FENCED[FENCED.index("```") : FENCED.rindex("```") + 3]]),
+        ("```\nnever closed 1", ["```\nnever closed 1"]),
+        ('a path <path d="M 1,2"/> here', ['<path d="M 1,2"/>']),
+        ("see https://a.b/c_(d)?x=1, or (www.e.org) or me@x.org.", ["https://a.b/c_(d)?x=1", "www.e.org", "me@x.org"]),
+        ("put {name} and {{ table }} and ${x} into %s", ["{name}", "{{ table }}", "${x}", "%s"]),
+        ("keep [[this as it is]] please", ["[[this as it is]]"]),
+        (
+            r"Let $x_1 + y$ and \(z\) be \frac{a}{b}; it costs $5 and $6",
+            ["$x_1 + y$", r"\(z\)", r"\frac{a}{b}", "$5", "$6"],
+        ),
+        ("((6 * -6) + 8) =", ["((6 * -6) + 8) ="]),
+        ("close [ < ( ) { please", ["[ < ( ) {"]),
+        ("not ( True ) and False is", ["not ( True ) and False"]),
+        (OPTIONS, ["(A) the sky", "(B) a rose", "(C) grass"]),
+        (LIST, ["- yes", "- no"]),
+        ("Choose: A) red B) blue C) green", ["A) red", "B) blue", "C) green"]),
+        ("Choose\nA: red\r\nB: blue\r\n", ["A: red", "B: blue"]),
+        ("Options: red, green or blue\nSay why.", ["red, green or blue"]),
+        ("a date in MM/DD/YYYY", ["MM/DD/YYYY"]),
+        ("Write a poem about autumn.", []),
+        ("Tell me about vitamin A. Or I do it - a bit - for you and/or me.", []),
+    ],
+)
+def test_what_is_protected(text: str, found: list[str]) -> None:
+    assert texts(text) == found
+
+
+def test_spans_that_overlap_are_one() -> None:
+    text = 'Is "5 of {x}, see https://a.b/5" right?'
+    assert texts(text) == ['"5 of {x}, see https://a.b/5"']
+    assert texts("Keep Ann Lee and Lee Roy, Ann Lee Roy", "Ann Lee", "Lee Roy")[-1] == "Ann Lee Roy"
+
+
+def test_marks_are_texts_patterns_and_places() -> None:
+    text = "Translate Guten Tag for Ann."
+    marks = ("Guten Tag", re.compile(r"\bAn+\b"), (0, 9))
+    assert [span.text for span in protected(text, marks)] == ["Translate", "Guten Tag", "Ann"]
+    assert problem(text, "Please translate Guten Tag for Ann.", marks) is not None, "an upper-case letter was marked"
+    assert problem(text, "Translate this greeting, Guten Tag, for our Ann.", marks) is None
+    with pytest.raises(ValueError, match="lies outside a text of 28"):
+        protected(text, [(3, 29)])
+
+
+@pytest.mark.parametrize(
+    ("original", "rewrite", "why"),
+    [
+        ("Add 12 to x", "Add 312 to x", "'12' is missing or altered"),
+        ("Add 12 to x", "Add 12.5 to x", "'12' is missing or altered"),
+        ("Add 12 to x", "Add -12 to x", "'12' is missing or altered"),
+        ("Add 12 to x", "Add $12 to x", "'12' is missing or altered"),
+        ("Add 12 to x", "Add 12% to x", "'12' is missing or altered"),
+        ("Add 12 to x", "Add 12 kg to x", "'12' is missing or altered"),
+        ("Add 12 to x", "Add twelve to x", "'12' is missing or altered"),
+        ("It took 3 hours", "It took 3 minutes, say", "'3 hours' is missing or altered"),
+        ("She eats three of them", "She eats four of them", "'three' is missing or altered"),
+        ("Add 3 and 5 and 3", "Add 3 and 5 again", "'3' is there fewer times, or in another order"),
+        ("Ann has 3, Bob 5", "Ann has 5 and Bob 3", "'5' is there fewer times, or in another order"),
+        ("Tom has 5 apples", "Count his apples.\n5. Say how many.", "'5' is missing or altered"),
+        ('Say "12" and 12', 'Say "12" now', "'12' is there fewer times, or in another order"),
+        ("Say “hi”", 'Say "hi" now', "'“hi”' is missing or altered"),
+        ("Run `x`", "Run ``x`` now", "'`x`' is missing or altered"),
+        ("See http://a.b/c", "See http://a.b/cd now", "'http://a.b/c' is missing or altered"),
+        ("Fill {x}", "Fill {{x}} now", "'{x}' is missing or altered"),
+        (OPTIONS, OPTIONS.replace("(A) the sky\n(B) a rose", "(A) a rose\n(B) the sky"), "is missing or altered"),
+        (OPTIONS, OPTIONS.replace("\n(C) grass", ""), "'(C) grass' is missing or altered"),
+        (OPTIONS, OPTIONS + "\n(D) blood", "the answer option '(D) blood' is new or altered"),
+        (OPTIONS, OPTIONS.replace("(C) grass", "(C) grass or roses"), "'(C) grass or roses' is new or altered"),
+        (LIST, LIST.replace("- yes \n- no", "- no\n- yes"), "another order"),
+        ("Is it red?", "Is it red?\nOptions:\n- Yes\n- No", "the answer option '- Yes' is new"),
+        ("Add 3 and 5", "Add 3 and 5. It is 8, in fact", "the number '8' is new"),
+        ("Add 3 and 5", "Add 3 and 5.\n8. Check it.", "the number '8' is new"),
+        ("Add 3 and 5", "Add 3 and 5. Step 1: think. Step 3: say it.", None),
+        ("Add 4 and 6", "Add 4 and 6. Step 1: think. Step 3: say it.", "the number '3' is new"),
+        ("What is the capital of France today?", "Was ist heute die Hauptstadt von Frankreich?", "en to de"),
+        ("Sum?", "Сумма?", "its language changed (latin to cyrillic)"),
+        ("Why?", "", "it is empty"),
+        ("Why?", " Why?\n", "it is the same as the prompt"),
+        ("Why is it?", "Why is\x00 it so?", "it has the character U+0000, which is no text"),
+        ("Why is it?", "Why is it \ufffd so?", "U+FFFD"),
+        ("Why?\r\n```\r\na\r\n```", "But why?\r\n```\r\na\r\n```", None),
+        ("Why?\r\n```\r\na\r\n```", "But why?\n```\na\n```", "is missing or altered"),
+        ("Add 3 to 5", "Add 3 to 5, and remember that 5 comes last.", None),
+        ("It costs $80,000", "It costs $80,000; what is 80,000 in words?", None),
+        (OPTIONS, "Name the colour of each, then choose.\n" + OPTIONS, None),
+        ("Sum?", "Somme?", None),
+        ("我有3个苹果", "我有3个苹果,一共多少?", None),
+    ],
+)
+def test_why_a_rewrite_may_not_be_used(original: str, rewrite: str, why: str | None) -> None:
+    told = problem(original, rewrite)
+    assert told is None if why is None else why in str(told)
+
+
+def test_the_limits_are_for_the_caller_to_set() -> None:
+    assert problem("Why?", "Why is it so?", limit=4) is None
+    assert problem("Why?", "Why is it ever so?", limit=4) == "it has 5 words, more than 4"
+    listed = "Add 3 and 5.\n1. Think.\n2. Say it."
+    assert problem("Add 3 and 5", listed) is None
+    assert problem("Add 3 and 5", listed, new_numbers="none") == "the number '1' is new"
+    assert problem("Add 3 and 5", "Add 3 and 5 in 20 words", new_numbers="any") is None
+    swapped = "Given 5 and 3, add them"
+    assert problem("Add 3 and 5", swapped, order=False) is None
+    assert problem("Add 3 and 5 and 3", swapped, order=False) == "'3' is there fewer times, or in another order"
+    assert problem('Add "3" and 3', 'Add "3" up', order=False) == "'3' is there fewer times, or in another order"
+
+
+def test_languages_are_told_apart_where_they_can_be() -> None:
+    assert (
+        language_change("Schreibe ein kurzes Gedicht über den Herbst", "Write a short poem about the autumn")
+        == "de to en"
+    )
+    assert language_change("秋についての詩を書いてください", "请写一首关于秋天的短诗吧") is not None
+    assert language_change("Write a poem", "Schreib ein Gedicht") is None, "too short to tell"
+    assert language_change("Translate Привет into English", "Translate the word Привет into English") is None
+    assert language_change("12 + 3 =", "? ?") is None
+
+
+PIECES = st.one_of(
+    st.sampled_from(
+        ["add", "the", "Ann", ".", ",", "?", "\n", "\r\n", "(", ")", "'", '"', "`", "-", "%", "  ", "Options:"]
+    ),
+    st.integers(0, 999).map(str),
+    st.sampled_from(
+        ["1,200", "3.5", "-7", "$5", "`x=1`", '"a 2"', "{x}", "http://a.b/c", "5 kg", "three", "(A) x\n(B) y", "é1"]
+    ),
+)
+PROMPTS = st.lists(PIECES, min_size=1, max_size=12).map(" ".join)
+
+
+@given(PROMPTS)
+def test_spans_lie_in_the_text_in_order_and_apart(text: str) -> None:
+    found = protected(text)
+    assert [text[span.start : span.end] for span in found] == [span.text for span in found]
+    assert all(one.end <= other.start for one, other in pairwise(found))
+    assert all(span.text.strip() == span.text for span in found if span.kind != "code")
+
+
+@given(PROMPTS, PROMPTS)
+def test_what_passes_holds_every_span_in_order(text: str, rewrite: str) -> None:
+    """Held against the plainest search there is."""
+    for candidate in (rewrite, f"{text} {rewrite}", f"{rewrite} {text}", text.replace("a", "o"), text[:-1], text[::-1]):
+        if problem(text, candidate) is None:
+            rest = candidate
+            for span in protected(text):
+                _, found, rest = rest.partition(span.text)
+                assert found == span.text, (text, candidate, span)
+
+
+@given(PROMPTS, st.data())
+def test_no_single_character_of_a_span_can_change(text: str, data: st.DataObject) -> None:
+    found = protected(text)
+    if not found:
+        return
+    span = data.draw(st.sampled_from(found))
+    place = data.draw(st.integers(span.start, span.end - 1))
+    other = data.draw(st.sampled_from([char for char in "071x" if char != text[place]]))
+    changed = text[:place] + other + text[place + 1 :]
+    cut = text[:place] + text[place + 1 :]
+    grown = text[:place] + other + text[place:]
+    for candidate in (changed, cut, grown):
+        if problem(text, candidate) is None:  # then it stands there again, whole, by another reading
+            assert all(each.text in candidate for each in found)
+            assert sum(candidate.count(each.text) for each in found) >= len(found)
+
+
+def test_a_long_prompt_takes_no_long_time() -> None:
+    import time
+
+    for piece in ("it's \"5 of `x`, (A) {y} $", "(" * 50 + " ", "'a \"b ", "1,2-3 ", "[[ <a ", "A) b "):
+        text = piece * (100_000 // len(piece))
+        begin = time.perf_counter()
+        problem(text, text + " Think!")
+        assert time.perf_counter() - begin < 10, piece
