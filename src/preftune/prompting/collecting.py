@@ -25,7 +25,7 @@ from preftune.prompting.benchmarks import BUILT_IN, BenchmarkQuestion, open_benc
 from preftune.prompting.candidates import NAIVE, REFUSED, Candidate, LeftOut, screened
 from preftune.prompting.collected import Collected, Spent, write_collected
 from preftune.prompting.comparing import Answers, ByChecker, ByJudge, Comparer
-from preftune.prompting.generators import Generator, GeneratorSampling, Reply, open_generator
+from preftune.prompting.generators import Generator, GeneratorSampling, Reply, is_remote, open_generator
 from preftune.prompting.naive import NaivePrompt, read_prompts
 from preftune.prompting.rewriter import Asked, Rewriter, open_rewriter
 
@@ -204,10 +204,10 @@ class _Crew:
 
     def _open(self, settings: CollectSettings) -> None:
         for spec in settings.rewriters:
-            if spec != NAIVE and _is_remote(spec):
+            if spec != NAIVE and is_remote(split_template(spec)[0]):
                 self._rewriters[spec] = self._stack.enter_context(self._rewriter(spec))
         for name in settings.generators:
-            if _is_remote(name):
+            if is_remote(name):
                 self._generators[name] = self._stack.enter_context(self._generator(name))
         self.comparer = self._comparer(settings)
         self._stack.callback(self.comparer.close)
@@ -278,21 +278,6 @@ def split_template(spec: str) -> tuple[str, Path | None]:
     """
     name, comma, file = spec.rpartition(",")
     return (name, Path(file)) if comma and file.endswith((".yaml", ".yml")) else (spec, None)
-
-
-def _is_remote(spec: str) -> bool:
-    """True for endpoints and functions, which take no memory. Others must at least be there.
-
-    Raises:
-        PreftuneError: if they are not.
-    """
-    name, _ = split_template(spec)
-    if ":" in name and not Path(name).exists():
-        return True
-    from preftune.evaluation.models import find
-
-    find(name)
-    return False
 
 
 def _naive_responses(

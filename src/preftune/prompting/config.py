@@ -41,7 +41,9 @@ class PromptsConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    template: str | None = Field(None, description="YAML file of how the optimiser is asked; none: the built-in words")
+    template: str | None = Field(
+        None, description="YAML file of how the optimiser is asked; none: that of the model, or the built-in words"
+    )
     chat: bool | None = Field(
         None, description="ask in a user's turn, else in plain text; none: if the model has a chat template"
     )

@@ -24,7 +24,7 @@ from preftune.prompting.collected import Spent
 from preftune.prompting.counting import CountingGenerator
 from preftune.prompting.evaluated import NAIVE, Answered, Asking, Evaluated, Wording
 from preftune.prompting.facts import problem
-from preftune.prompting.generators import Generator, GeneratorSampling, Reply, open_generator
+from preftune.prompting.generators import Generator, GeneratorSampling, Reply, is_remote, open_generator
 from preftune.prompting.naive import LONGEST
 from preftune.prompting.naming import prompt_id
 from preftune.prompting.optimize import FEWEST_TOKENS, OptimizeSettings, optimize
@@ -329,10 +329,10 @@ class _Crew:
         self._open: dict[str, Rewriter | Generator] = {}
         try:
             for name in settings.optimizers:
-                if _is_remote(name):
+                if is_remote(name):
                     self._open[f"o {name}"] = self._stack.enter_context(self._rewriter(name))
             for name in settings.generators:
-                if _is_remote(name):
+                if is_remote(name):
                     self._open[f"g {name}"] = self._stack.enter_context(self._generator(name))
         except BaseException:
             self._stack.close()
@@ -369,20 +369,6 @@ class _Crew:
         else:
             with self._generator(name) as loaded:
                 yield loaded
-
-
-def _is_remote(name: str) -> bool:
-    """True for endpoints and functions, which take no memory. Others must at least be there.
-
-    Raises:
-        PreftuneError: if they are not.
-    """
-    if ":" in name and not Path(name).exists():
-        return True
-    from preftune.evaluation.models import find
-
-    find(name)
-    return False
 
 
 def _title(benchmark: str) -> str:

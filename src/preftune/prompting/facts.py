@@ -91,7 +91,7 @@ def problem(
         or _other_options(original, rewrite)
         or _new_number(original, rewrite, new_numbers)
         or _other_language(original, rewrite, marks)
-        or _other_subject(original, rewrite)
+        or _other_subject(original, rewrite, marks)
     )
 
 
@@ -221,8 +221,11 @@ def _other_language(original: str, rewrite: str, marks: Sequence[Mark]) -> str |
     return f"its language changed ({changed})" if changed else None
 
 
-def _other_subject(original: str, rewrite: str) -> str | None:
-    """Of three longer words or more, one at least must still be there, if only its beginning."""
+def _other_subject(original: str, rewrite: str, marks: Sequence[Mark]) -> str | None:
+    """Of three longer words or more, one at least must still be there, if only its beginning; unless facts tell that it
+    is about the same."""
+    if protected(original, marks):
+        return None
     words = {word[:STEM].lower() for word in _LONG_WORD.findall(original)}
     rest = rewrite.lower()
     if len(words) < FEWEST_WORDS or any(word in rest for word in words):

@@ -169,6 +169,20 @@ def open_generator(
         raise
 
 
+def is_remote(name: str) -> bool:
+    """True for endpoints and functions, which take no memory. Others must at least be there.
+
+    Raises:
+        PreftuneError: if they are not.
+    """
+    if ":" in name and not name.startswith(SANDBOX) and not Path(name).exists():
+        return True
+    from preftune.evaluation.models import find
+
+    find(name)
+    return False
+
+
 def _local(name: str, chat: bool | None) -> Generator:
     from preftune.importing import imported
 

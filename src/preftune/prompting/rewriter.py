@@ -11,7 +11,7 @@ from pathlib import Path
 from preftune.errors import PreftuneError
 from preftune.evaluation.judges import EndpointUse
 from preftune.prompting import template as templates
-from preftune.prompting.generators import Generator, GeneratorSampling, Progress, Reply, open_generator
+from preftune.prompting.generators import SANDBOX, Generator, GeneratorSampling, Progress, Reply, open_generator
 from preftune.prompting.template import Template, words_in
 
 LABEL = re.compile(
@@ -120,14 +120,28 @@ def open_rewriter(
     Raises:
         PreftuneError: if there is no such optimiser, or the template cannot be read.
     """
-    own = Path(name) / templates.FILE
     if chat is None:
         chat = _trained_in_chat(Path(name) / templates.ABOUT)
     if isinstance(template, Path):
         template = Template.read(template)
     elif template is None:
-        template = Template.read(own) if own.is_file() else Template()
+        template = template_of(name)
     return Rewriter(open_generator(name, folder, use=use, chat=chat), template)
+
+
+def template_of(name: str) -> Template:
+    """How an optimiser was asked in its training; the built-in template for any other model.
+
+    Raises:
+        PreftuneError: if its file cannot be read.
+    """
+    folder = Path(name)
+    if name.startswith(SANDBOX):
+        from preftune.sandbox.tasks import folder_of
+
+        folder = folder_of(name.removeprefix(SANDBOX))
+    own = folder / templates.FILE
+    return Template.read(own) if own.is_file() else Template()
 
 
 def _trained_in_chat(about: Path) -> bool | None:

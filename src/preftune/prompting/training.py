@@ -27,6 +27,7 @@ from preftune.prompting import template as templates
 from preftune.prompting.cases import Case, diversify, render
 from preftune.prompting.config import PromptsRunConfig, check_prompts, without_effect
 from preftune.prompting.records import PromptPair, read_pairs
+from preftune.prompting.rewriter import template_of
 from preftune.prompting.rounds import SUMMARY, Rounds, Say, begin, carry_out, reopen
 from preftune.prompting.template import Template
 from preftune.report.prompt_rounds import write as write_page
@@ -80,7 +81,8 @@ def train_prompts(
     check_prompts(config, loaded=model is not None)
     for note in without_effect(config.prompts):
         say(f"note: {note}")
-    template = Template() if config.prompts.template is None else Template.read(Path(config.prompts.template))
+    given = config.prompts.template
+    template = template_of(config.model.path) if given is None else Template.read(Path(given))
     chat = _asks_in_chat(config, tokenizer)
     drops = Drops(config.data.doctor.identical)
     train, held_out = (_cases(config, side, drops) for side in _sides(config, pairs))

@@ -1,6 +1,7 @@
 """Benchmarks: questions with right answers, on which naive and optimised prompts are compared.
 
 gsm8k, bbh, piqa, cosmosqa, mmlu     those of the paper (FIPO, arXiv 2402.11811), from the hub or from local files
+tasks, tasks=train                   built in, for the generators sandbox:north, sandbox:south and sandbox:unseen
 NAME:SCORER=PATH                     questions of one's own, and how their answers are scored (see `scoring`)
 """
 
@@ -19,10 +20,11 @@ from preftune.prompting.benchmarks.mmlu import MMLU
 from preftune.prompting.benchmarks.piqa import PiQA
 from preftune.prompting.benchmarks.rows import Rows
 from preftune.prompting.benchmarks.scoring import Scored, scorer_named
+from preftune.prompting.benchmarks.tasks import Tasks
 
 __all__ = ["BUILT_IN", "Benchmark", "BenchmarkQuestion", "Rows", "Scored", "open_benchmark"]
 
-BUILT_IN: dict[str, type[Benchmark]] = {each.name: each for each in (GSM8K, BBH, PiQA, CosmosQA, MMLU)}
+BUILT_IN: dict[str, type[Benchmark]] = {each.name: each for each in (GSM8K, BBH, PiQA, CosmosQA, MMLU, Tasks)}
 
 
 def open_benchmark(name: str, source: Source | None = None, *, limit: int | None = None, seed: int = 0) -> Benchmark:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from preftune.errors import PreftuneError
 from preftune.prompting.template import Template
 
 HERE = Path(__file__).parent
@@ -60,5 +61,12 @@ TEMPLATE = Template(
 
 
 def folder_of(name: str) -> Path:
-    """Where a shipped model lies: a name of `SHIPPED`, or "optimizer"."""
+    """Where a shipped model lies: a name of `SHIPPED`, or "optimizer".
+
+    Raises:
+        PreftuneError: if there is none of this name.
+    """
+    known = [*SHIPPED, "optimizer"]
+    if name not in known:
+        raise PreftuneError(f"there is no built-in model sandbox:{name}, expected one of {', '.join(known)}")
     return HERE / name
