@@ -166,7 +166,7 @@ def _confirmed(found: Found) -> Table:
                 TEACHERS[one.teacher].name,
                 ", ".join(f"{STRATEGIES[key].name} {one.validation[key]:.3f}" for key in order),
                 STRATEGIES[one.strategy].name,
-                _spread(one.gain),
+                _spread(one.gain, least=-1.0),
                 f"{low:.3f} to {high:.3f}",
                 f"{value:.3f} ({least:.3f} to {most:.3f})",
             ]
@@ -270,8 +270,10 @@ def _examples(found: Found) -> Table:
     return Table("An example", "The first test question, first seed, greedy.", ("optimiser", "naive", "rewrite"), rows)
 
 
-def _spread(one: Mean) -> str:
-    return f"{one.value:.3f}" + (f" ({one.low:.3f} to {one.high:.3f})" if one.n > 1 else "")
+def _spread(one: Mean, least: float = 0.0) -> str:
+    """A mean with its interval, which ends where shares (or, from -1, their differences) do."""
+    ends = f" ({max(least, one.low):.3f} to {min(1.0, one.high):.3f})" if one.n > 1 else ""
+    return f"{one.value:.3f}{ends}"
 
 
 def _points(one: Mean) -> str:
