@@ -14,11 +14,12 @@ import pytest
 
 from preftune.errors import PreftuneError
 from preftune.sandbox.tasks import SEEN, SHIPPED, UNSEEN
+from preftune.sandbox.tasks.asking import asked
 from preftune.sandbox.tasks.families import FAMILIES
 from preftune.sandbox.tasks.wordings import IDLE, PLANS
 from preftune.studies.fipo.answers import Answers
 from preftune.studies.fipo.form import FULL, QUICK, STRATEGIES, TEACHERS, Form
-from preftune.studies.fipo.rewrites import PROBED, TEST, VALIDATION, asked, demonstrations, judged_pairs, kind, shuffled
+from preftune.studies.fipo.rewrites import PROBED, TEST, VALIDATION, demonstrations, judged_pairs, kind, shuffled
 from preftune.studies.fipo.study import study
 from preftune.studies.fipo.tables import Line, accuracy, difference, outcome, resampled, some
 

@@ -8,12 +8,13 @@ from typing import Any
 
 from preftune.evaluation.journal import Journal
 from preftune.sandbox.tasks import SEEN, SHIPPED, UNSEEN, folder_of
+from preftune.sandbox.tasks.asking import Asked, asked
 from preftune.sandbox.tasks.families import FAMILIES
 from preftune.sandbox.tasks.wordings import IDLE, PLANS
 from preftune.studies.fipo.answers import Answers
 from preftune.studies.fipo.chain import RESULTS, answering, flags, looks, measured
 from preftune.studies.fipo.form import Form, Split
-from preftune.studies.fipo.rewrites import PROBED, TEST, Asked, asked
+from preftune.studies.fipo.rewrites import PROBED, TEST
 
 BASELINES = {
     "naive": "naive prompts",

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from zlib import crc32
+from dataclasses import replace
 
 from preftune.data.records import Where
 from preftune.prompting.naming import prompt_id
 from preftune.prompting.records import PromptPair
 from preftune.sandbox.tasks import SEEN, SHIPPED
-from preftune.sandbox.tasks.families import FAMILIES, Question
-from preftune.sandbox.tasks.wordings import IDLE, NAIVE, PLANS, idle, naive, plan
+from preftune.sandbox.tasks.asking import Asked, asked
+from preftune.sandbox.tasks.wordings import IDLE, NAIVE, PLANS, idle, plan
 from preftune.studies.fipo.answers import Answers
 from preftune.studies.fipo.form import Teacher
 
@@ -20,32 +19,6 @@ from preftune.studies.fipo.form import Teacher
 # prompt; and slips, such as a number copied wrongly.
 KINDS = ("plan for both", "plan for one", "idle", "restated", "other")
 TEST, VALIDATION, PROBED = 1, 2, 3  # seeds of questions that are held out, the same for all optimisers
-HELD_OUT = 5  # one question in so many
-
-
-@dataclass(frozen=True)
-class Asked:
-    """A question as somebody asked it."""
-
-    question: Question
-    prompt: str
-
-
-def asked(count: int, seed: int, held_out: bool = False) -> list[Asked]:
-    """Questions of all families in turn, each in a naive wording.
-
-    Args:
-        count: how many.
-        seed: of what is drawn.
-        held_out: draw from the fifth of all questions that no optimiser learns from; else from the rest.
-    """
-    rng, names = random.Random(seed), list(FAMILIES)
-    found: list[Asked] = []
-    while len(found) < count:
-        question = FAMILIES[names[len(found) % len(names)]](rng)
-        if (crc32(f"{question.family} {question.data}".encode()) % HELD_OUT == 0) == held_out:
-            found.append(Asked(question, naive(question, rng)))
-    return found
 
 
 def rewrite(teacher: Teacher, one: Asked, rng: random.Random) -> str:
