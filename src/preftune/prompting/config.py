@@ -75,9 +75,10 @@ class PromptsConfig(BaseModel):
         description="who accepts a rewrite: self: the optimiser (FIPO); task: what a generator answers to it, by a "
         "checker; or a judge: package.module:function, reward:RUN, endpoint:URL#MODEL",
     )
-    generator: str | None = Field(
+    generator: str | list[str] | None = Field(
         None,
-        description="of discriminator=task: who answers: run, folder, hub id, endpoint:URL#MODEL, or a function",
+        description="of discriminator=task: who answers: run, folder, hub id, endpoint:URL#MODEL, or a function; or a "
+        "list of them, whose scores are averaged",
     )
     checker: str | None = Field(
         None, description="of discriminator=task: who scores answers: gsm8k, package.module:function or :Class, ..."
@@ -104,6 +105,12 @@ class PromptsConfig(BaseModel):
     measured: int = Field(
         256, ge=0, description="pairs, held out and trained on, on which the discriminator is measured; 0: not at all"
     )
+
+    @property
+    def generators(self) -> tuple[str, ...]:
+        """Who answers, of discriminator=task."""
+        given = self.generator
+        return () if given is None else (given,) if isinstance(given, str) else tuple(given)
 
 
 class PromptsRunConfig(RunConfig):
@@ -202,7 +209,7 @@ def _check_rounds(config: PromptsRunConfig, loaded: bool) -> None:
             "give one of them"
         )
     needed = prompts.discriminator == TASK
-    if (prompts.generator is not None) != needed or (prompts.checker is not None) != needed:
+    if bool(prompts.generators) != needed or (prompts.checker is not None) != needed:
         raise PreftuneError(
             "prompts.generator and prompts.checker belong to prompts.discriminator=task: give all three, or neither of "
             "the two"

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from preftune.errors import PreftuneError
+from preftune.evaluation.budget import Budget
 from preftune.evaluation.judges import EndpointUse, Judge, ScoringJudge, Verdict, open_judge
 from preftune.evaluation.judges.base import Comparison, Tell, by_orders, digest
 from preftune.evaluation.judges.function import TaskJudge
@@ -23,7 +24,7 @@ from preftune.prompting.generators import Generator, GeneratorSampling, open_gen
 from preftune.prompting.template import Template
 
 ANSWER = 16  # most tokens of a letter
-ANSWERS = "answers"  # folder of a generator's replies
+ANSWERS = "answers"  # folder of the first generator's replies; answers-2 is the second's
 
 
 @dataclass(frozen=True)
@@ -89,22 +90,27 @@ class SelfJudge(Judge):
 
 
 class TaskAccuracy(ScoringJudge):
-    """A prompt is as good as what a generator answers to it.
+    """A prompt is as good as what generators answer to it: the mean of their scores.
 
     Args:
-        generator: who answers, greedily.
+        generators: who answer, greedily.
         checker: scores answers; of multiple choices made of two answers, the letter counts.
         max_new_tokens: of an answer.
     """
 
-    def __init__(self, generator: Generator, checker: ScoringJudge, max_new_tokens: int) -> None:
-        self.name, self.generator, self.checker = TASK, generator, checker
+    def __init__(self, generators: Sequence[Generator], checker: ScoringJudge, max_new_tokens: int) -> None:
+        self.name, self.generators, self.checker = TASK, generators, checker
         self.sampling = GeneratorSampling(max_new_tokens=max_new_tokens)
-        self.fingerprint = digest(TASK, generator.fingerprint, checker.fingerprint, max_new_tokens)
+        names = [generator.fingerprint for generator in generators]
+        self.fingerprint = digest(TASK, *names, checker.fingerprint, max_new_tokens)
 
     def scores(self, answers: Sequence[tuple[Comparison, str]]) -> Sequence[float | None]:  # noqa: D102
+        found = [self._scores(generator, answers) for generator in self.generators]
+        return [None if None in some else sum(map(float, some)) / len(some) for some in zip(*found, strict=True)]
+
+    def _scores(self, generator: Generator, answers: Sequence[tuple[Comparison, str]]) -> list[float | None]:
         prompts = list(dict.fromkeys(text for _, text in answers))  # each is answered once
-        replies = dict(zip(prompts, (some[0] for some in self.generator.write(prompts, self.sampling)), strict=True))
+        replies = dict(zip(prompts, (some[0] for some in generator.write(prompts, self.sampling)), strict=True))
         found: list[float | None] = [None] * len(answers)
         left = []
         for i, (comparison, text) in enumerate(answers):
@@ -120,7 +126,8 @@ class TaskAccuracy(ScoringJudge):
         return found
 
     def close(self) -> None:  # noqa: D102
-        self.generator.close()
+        for generator in self.generators:
+            generator.close()
         self.checker.close()
 
 
@@ -145,8 +152,11 @@ def open_discriminator(config: PromptsConfig, folder: Path | None, template: Tem
         except PreftuneError as error:
             raise PreftuneError(f"prompts.discriminator: {error}, or {SELF} or {TASK}") from None
     with ExitStack() as opened:
-        answers = None if folder is None else folder / ANSWERS
-        generator = opened.enter_context(open_generator(str(config.generator), answers, use=use))
+        use = replace(use, budget=Budget(config.max_calls, config.max_tokens))  # one for all of them
+        generators = []
+        for number, name in enumerate(config.generators, 1):
+            kept = None if folder is None else folder / (ANSWERS if number == 1 else f"{ANSWERS}-{number}")
+            generators.append(opened.enter_context(open_generator(name, kept, use=use)))
         checker = opened.enter_context(open_judge(str(config.checker)))
         if not isinstance(checker, ScoringJudge):
             raise PreftuneError(
@@ -154,7 +164,7 @@ def open_discriminator(config: PromptsConfig, folder: Path | None, template: Tem
                 "package.module:function of prompt, response and row, or reward:RUN"
             )
         opened.pop_all()
-    return TaskAccuracy(generator, checker, config.max_new_tokens)
+    return TaskAccuracy(generators, checker, config.max_new_tokens)
 
 
 def choice(text: str, names: tuple[str, str]) -> float | None:

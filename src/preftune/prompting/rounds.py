@@ -254,10 +254,14 @@ def _check_free(path: Path) -> None:
 def _resolved(config: PromptsRunConfig, rounds: Rounds) -> PromptsRunConfig:
     """The config that goes on from any current folder: whatever is on disk is named by its whole path."""
 
+    def whole(given: Any) -> Any:
+        if isinstance(given, list):
+            return [whole(each) for each in given]
+        there = isinstance(given, str) and not is_built_in(given) and Path(given).exists()
+        return str(Path(given).absolute()) if there else given
+
     def found(block: T, *names: str) -> T:
-        given = {name: path for name in names if (path := getattr(block, name)) and not is_built_in(path)}
-        there = {name: str(Path(path).absolute()) for name, path in given.items() if Path(path).exists()}
-        return block.model_copy(update=there)
+        return block.model_copy(update={name: whole(getattr(block, name)) for name in names})
 
     output = config.output.model_copy(update={"path": str(rounds.path), "overwrite": False})
     blocks = {

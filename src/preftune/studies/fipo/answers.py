@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,3 +57,8 @@ class Answers:
     def score(self, prompts: Sequence[str], golds: Sequence[str]) -> list[int]:
         """How many of the generators that optimisers may learn from answer each prompt right."""
         return [int(each) for each in np.sum([self.right(name, prompts, golds) for name in SEEN], axis=0)]
+
+
+def right(response: str, row: Mapping[str, Any]) -> float:
+    """A checker: 1 if a response answers its question right, else 0."""
+    return float(score(response, str(row["answer"])))

@@ -15,14 +15,13 @@ from typing import Any
 from preftune.evaluation.journal import Journal
 from preftune.prompting.records import PromptPair, read_pairs, write_pairs
 from preftune.sandbox.tasks import SEEN, UNSEEN, folder_of
+from preftune.sandbox.tasks.asking import Asked, asked
 from preftune.studies.fipo.answers import Answers
 from preftune.studies.fipo.form import DECODINGS, STRATEGIES, TEACHERS, Decoding, Form, Split, Strategy
-from preftune.studies.fipo.optimizers import pair_rows, rewrite_rows, rewrites, trained
+from preftune.studies.fipo.optimizers import pair_rows, rewrite_rows, rewrites, trained, trained_in_rounds
 from preftune.studies.fipo.rewrites import (
     TEST,
     VALIDATION,
-    Asked,
-    asked,
     demonstrations,
     judged_pairs,
     kind,
@@ -137,17 +136,19 @@ def _train(place: Place, strategy: Strategy, model: Path, answers: Answers) -> N
     start = folder_of("optimizer") if strategy.start == "untrained" else model.with_name(strategy.start)
     if strategy.learns == "rewrites":
         rows = rewrite_rows(demonstrations(teacher, form.rewrites, place.draw("rewrites")))
-        return trained(strategy, start, rows, form.first_updates, RATE, seed, model, start)
+        return trained(strategy, start, rows, form.first_updates, RATE, seed, model)
     pairs = _pairs(place, answers)
     if strategy.learns == "chosen":
         rows = rewrite_rows((pair.prompt, pair.chosen) for pair in pairs)
-        return trained(strategy, start, rows, form.updates, RATE, seed, model, start)
+        return trained(strategy, start, rows, form.updates, RATE, seed, model)
     if strategy.learns == "shuffled":
         pairs = shuffled(pairs, place.draw("shuffled"))
-    if strategy.iterative:
-        return _in_rounds(place, strategy, start, pairs, model, answers)
     rate = RATE_OF_PAIRS / form.updates
-    return trained(strategy, start, pair_rows(pairs, {}), form.updates, rate, seed, model, start)
+    if strategy.iterative:
+        accepted = trained_in_rounds(strategy, start, pairs, form.rounds, form.updates, rate, seed, model)
+        (model.parent / f"{model.name}.accepted.json").write_text(json.dumps(accepted), encoding="utf-8")
+        return None
+    return trained(strategy, start, pair_rows(pairs), form.updates, rate, seed, model)
 
 
 def _pairs(place: Place, answers: Answers) -> list[PromptPair]:
@@ -156,36 +157,3 @@ def _pairs(place: Place, answers: Answers) -> list[PromptPair]:
         found = judged_pairs(TEACHERS[place.teacher], place.form.asked, place.draw("pairs"), answers)
         write_pairs(path, found)
     return list(read_pairs(str(path)))
-
-
-def _in_rounds(
-    place: Place, strategy: Strategy, start: Path, pairs: Sequence[PromptPair], model: Path, answers: Answers
-) -> None:
-    """Iterative preference learning: in each round the optimiser rewrites the naive prompts of the pairs; a rewrite
-    that more of the generators answer right takes the prompt's place; then it learns from the same pairs under the new
-    prompts, against the optimiser of the start."""
-    prompts = {pair.id: pair.prompt for pair in pairs}
-    golds = {pair.id: str(pair.ground_truth) for pair in pairs}
-    scores = _scores(prompts, golds, answers)
-    current, accepted = start, list[float]()
-    for number in range(1, place.form.rounds + 1):
-        proposed = rewrites(current, list(prompts.values()), "sampled", 100 * place.seed + number)
-        offers = dict(zip(prompts, proposed, strict=True))
-        better = _scores(offers, golds, answers)
-        taken = [id_ for id_ in prompts if better[id_] > scores[id_]]
-        prompts |= {id_: offers[id_] for id_ in taken}
-        scores |= {id_: better[id_] for id_ in taken}
-        accepted.append(len(taken) / len(prompts))
-        (model.parent / f"{model.name}.accepted.json").write_text(json.dumps(accepted), encoding="utf-8")
-        to = model if number == place.form.rounds else model.with_name(f"{model.name}-{number}")
-        rows = pair_rows(pairs, prompts)
-        seed = place.draw("training") + number
-        updates, rate = place.form.updates // place.form.rounds, RATE_OF_PAIRS / place.form.updates
-        trained(strategy, current, rows, updates, rate, seed, to, start)
-        current = to
-
-
-def _scores(prompts: dict[str, str], golds: dict[str, str], answers: Answers) -> dict[str, int]:
-    """How many of the generators that may be asked answer each prompt right."""
-    texts, right = list(prompts.values()), [golds[id_] for id_ in prompts]
-    return dict(zip(prompts, answers.score(texts, right), strict=True))
