@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -51,7 +52,7 @@ def test_each_command_of_the_readme_works(command: str, folder: Path) -> None:
         assert "true reward per prompt rose" in shown
         assert (folder / "runs/demo/report.html").is_file()
         return
-    words = command.split()
+    words = shlex.split(command)
     if words[0] == "python":
         tests = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests" / "examples").glob("*.py"))
         if all(word in tests for word in words[1].split("/")[-2:] + words[2:]):

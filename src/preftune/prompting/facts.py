@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Literal
 
+from preftune.prompting.atoms import atoms
 from preftune.prompting.language import language_change
 from preftune.prompting.number_words import NUMBER_WORD
 from preftune.prompting.spans import Kind, Mark, Span, merged, numbers, options, spans
@@ -70,7 +71,7 @@ def problem(
         new_numbers: which numbers may stand in the rewrite alone. "counters": those that count list items or steps from
             1 on ("1.", "(2)", "Step 3"); a number elsewhere may be an answer, or a fact that nobody gave.
         order: what is protected must come in the original's order, so that two numbers cannot change places. Else it
-            must only be there as often. Options keep their order always.
+            must only be there as often. Options keep their order always. Nothing that is exact may be added to it.
 
     Example:
         >>> problem("Tom has 3 apples and 12 pears.", "Tom has 3 apples and 312 pears. How many?")
@@ -90,6 +91,8 @@ def problem(
         _lost(original, rewrite, marks, order)
         or _other_options(original, rewrite)
         or _new_number(original, rewrite, new_numbers)
+        or _new_spans(original, rewrite, marks)
+        or _other_atoms(original, rewrite, new_numbers, order)
         or _other_language(original, rewrite, marks)
         or _other_subject(original, rewrite, marks)
     )
@@ -213,6 +216,32 @@ def _new_number(original: str, rewrite: str, allowed: NewNumbers) -> str | None:
         if not counts or allowed == "none":
             return f"the number {_shown(span.text)} is new"
         count = int(span.text)
+    return None
+
+
+def _other_atoms(original: str, rewrite: str, new_numbers: NewNumbers, order: bool) -> str | None:
+    """Everything that is no plain word must be there as often as before, in its order, and nothing else."""
+    wanted, found = [atom.text for atom in atoms(original)], [atom.text for atom in atoms(rewrite)]
+    if new_numbers == "any":
+        known = set(wanted)
+        found = [atom.text for atom in atoms(rewrite) if not atom.number or atom.text in known]
+    if wanted == found or (not order and Counter(wanted) == Counter(found)):
+        return None
+    if lost := next(iter((Counter(wanted) - Counter(found)).elements()), None):
+        return f"{_shown(lost)} is missing or altered"
+    if new := next(iter((Counter(found) - Counter(wanted)).elements()), None):
+        return f"{_shown(new)} is new, or there more often"
+    moved = next(there for here, there in zip(wanted, found, strict=True) if here != there)
+    return f"{_shown(moved)} is in another place"
+
+
+def _new_spans(original: str, rewrite: str, marks: Sequence[Mark]) -> str | None:
+    """A quotation, code, a link, a formula or a slot that nobody gave, or that grew."""
+    kinds = ("quotation", "code", "link", "formula", "slot")
+    before = Counter(span.text for span in protected(original, marks))
+    for span in protected(rewrite, ()):
+        if span.kind in kinds and span.text not in before and not any(span.text in text for text in before):
+            return f"{_shown(span.text)} is new"
     return None
 
 

@@ -10,7 +10,8 @@ import re
 _ENGLISH = (
     "zero two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
     "eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety hundred hundreds thousand thousands "
-    "million millions billion billions dozen dozens half halves twice thrice double triple quadruple third thirds "
+    "million millions billion billions trillion trillions zillion zillions dozen dozens half halves twice thrice "
+    "double triple quadruple third thirds eleventh twelfth twentieth hundredth "
     "quarter quarters fourth fifth sixth seventh eighth ninth tenth"
 )
 _GERMAN = (
@@ -27,7 +28,13 @@ _SPANISH = (
     "cincuenta sesenta setenta ochenta noventa cien ciento mil mitad doble triple"
 )
 WORDS = sorted({*_ENGLISH.split(), *_GERMAN.split(), *_FRENCH.split(), *_SPANISH.split()}, key=lambda word: -len(word))
-NUMBER_WORD = re.compile(rf"(?i)(?<![\w])(?:{'|'.join(WORDS)})(?:[- ](?:{'|'.join(WORDS)}))*(?!\w)")
+# Words that are put together: einundzwanzig, zweihundert, anderthalb; veintiuno, doscientos, diecis\u00e9is.
+_COMPOUND = (
+    r"\w*(?:zehn|zwanzig|drei\u00dfig|vierzig|f\u00fcnfzig|sechzig|siebzig|achtzig|neunzig|hundert|tausend|million)\w*"
+    r"|\w+einhalb|anderthalb\w*|veinti\w+|dieci\w+|\w+cient[oa]s|quinient[oa]s"
+)
+_WORD = rf"(?:{_COMPOUND}|{'|'.join(WORDS)})"
+NUMBER_WORD = re.compile(rf"(?i)(?<![\w]){_WORD}(?:(?:[- ]| et |-et-| y )(?:{_WORD}|one|un|une|uno))*(?!\w)")
 
 _SYMBOLS = (
     r"[kmc\u00b5\u03bcn]?m(?:\u00b2|\u00b3|2|3|/s)?|[km\u00b5\u03bc]?g|[mcd]?[lL]|[kM]?W(?:h)?|[kMGT]i?B|[kMG]?Hz|mph|km/h|k?[VAJN]|"
