@@ -258,3 +258,19 @@ def test_what_was_written_is_replayed(tmp_path: Path) -> None:
     assert files == {path: path.read_bytes() for path in folder.rglob("*.jsonl")}
     (alone,) = optimize_prompt(["Say it."], "sandbox", candidates=3)
     assert alone == first[1], "what else is asked beside a prompt changes nothing"
+
+
+AROUND = ("\uff0d{}", "\u2013{}", "-{}", "0 * {}", "{} hundred", "{}!", "{}%", "{}0", "{},000", "~~{}~~", "{} {}")
+
+
+def test_nothing_is_put_around_a_number_of_real_questions() -> None:
+    """Signs, digits, factors, and the number once more."""
+    for text in task_prompts(100):
+        numbers = list(re.finditer(r"(?<![\w.,$/-])\d+(?![\w.,/%-])", text))
+        for match in numbers[:2]:
+            for form in AROUND:
+                spoiled = text[: match.start()] + form.format(match[0], match[0]) + text[match.end() :]
+                assert problem(text, spoiled) is not None, (form, spoiled)
+        assert problem(text, f"{text}\nThere are seventeen more.") is not None
+        assert problem(text, f"{text}\nSee https://example.com") is not None
+        assert problem(text, f"{text}\nThink about it, and say how you found the answer.") is None or "Options" in text

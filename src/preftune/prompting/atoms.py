@@ -18,7 +18,18 @@ _SPACELESS = r"\u2e80-\u2fdf\u3005-\u3007\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff
 _RUN = re.compile(rf"(?P<run>[^{_SPACELESS}]*[^\W{_SPACELESS}][^{_SPACELESS}]*)(?P<unit>[{_SPACELESS}]?)")
 _AROUND = ".,;:?()[]\"'\u201c\u201d\u2018\u2019\u2026*\u3002\uff0c\uff1f\uff1b\u3001"
 _OPERATORS = set("+*/=<>^\u00d7\u00f7\u00b1\u2260\u2264\u2265\u2227\u2228\u00ac|&%")
-_TECHNICAL = re.compile(r"[_/\\#$=<>{}@~^|]|://|\w\(|[^\W_]\.[^\W_]{2}")  # paths, names in programs, links, markup
+# Paths, names in programs, links, markup.
+_TECHNICAL = re.compile(r"[_/\\#$=<>{}@~^|]|://|\w\(|[^\W_]\.[^\W_]{2}|[a-z][A-Z]")
+_DATE = re.compile(
+    r"\b(?:January|February|March|April|May|June|July|August|September|October|November|December"
+    r"|(?:Mon|Tues|Wednes|Thurs|Fri|Satur|Sun)day)\b"
+)
+_SIGN = re.compile(r"(?<!\S)[-\u2212\u2013](?=\s+[\d(])")  # a minus with a space behind it
+# Items of a list, a line each: "- red", "1) red", "a. red", "[A] red", "(ii) red", "A - red".
+_ITEM = re.compile(
+    r"(?m)^[ \t]*(?:[-*\u2022+>|][ \t]+(?=\S)|\(?\d{1,2}[.)][ \t]|[(\[\uff08<]?[^\W\d_][\])\uff09>.:|][ \t]*(?=\S)"
+    r"|\([ivx]{1,4}\)[ \t]|[A-Z][ \t]*[-\u2013|][ \t])[^\r\n]+"
+)
 _LETTER = re.compile(r"[(\[\uff08]\s*([A-Za-z])\s*[)\]\uff09]")  # "(B)", wherever it stands
 _CURRENCY = re.compile(r"(?:[A-Z]{3}|[$\u20ac\u00a3\u00a5\u20b9])")
 ONE = "\u4e00"  # the Chinese sign for one, which is part of many words that count nothing
@@ -52,8 +63,16 @@ def atoms(text: str) -> list[Atom]:
             continue
         found += _of_piece(piece[0], piece.start())
     found += [Atom(match[0].lower(), match.start(), match.end(), True) for match in NUMBER_WORD.finditer(text)]
+    for pattern in (_SIGN, _DATE):
+        found += [Atom(match[0], match.start(), match.end(), False) for match in pattern.finditer(text)]
     found += [Atom(match[1], match.start(), match.end(), False) for match in _LETTER.finditer(text)]
     return _joined(sorted(found, key=lambda atom: (atom.start, atom.end)), text)
+
+
+def items(text: str) -> list[str]:
+    """Lines that are items of a list, if there are two or more."""
+    found = [match[0].strip() for match in _ITEM.finditer(text)]
+    return found if len(found) > 1 else []
 
 
 def _of_piece(piece: str, start: int) -> list[Atom]:
@@ -62,8 +81,9 @@ def _of_piece(piece: str, start: int) -> list[Atom]:
     if re.search(rf"[{_SPACELESS}]", piece):
         return _of_spaceless(piece, start)
     is_number = any(char.isnumeric() for char in piece)
-    core = piece.strip(_AROUND)
-    if not core or not (is_number or _TECHNICAL.search(core)):
+    technical = _TECHNICAL.search(piece)
+    core = piece.strip(".,;:?\"'\u201c\u201d\u2018\u2019*" if technical and not is_number else _AROUND)
+    if not core or not (is_number or technical):
         return []
     start += piece.index(core)
     return [Atom(core, start, start + len(core), is_number)]

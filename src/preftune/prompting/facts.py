@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Literal
 
-from preftune.prompting.atoms import atoms
+from preftune.prompting.atoms import atoms, items
 from preftune.prompting.language import language_change
 from preftune.prompting.number_words import NUMBER_WORD
 from preftune.prompting.spans import Kind, Mark, Span, merged, numbers, options, spans
@@ -90,6 +90,7 @@ def problem(
     return (
         _lost(original, rewrite, marks, order)
         or _other_options(original, rewrite)
+        or _other_items(original, rewrite)
         or _new_number(original, rewrite, new_numbers)
         or _new_spans(original, rewrite, marks)
         or _other_atoms(original, rewrite, new_numbers, order)
@@ -203,6 +204,19 @@ def _other_options(original: str, rewrite: str) -> str | None:
     return "the answer options are not those of the prompt"
 
 
+def _other_items(original: str, rewrite: str) -> str | None:
+    """A list that the prompt has stays as it is, line by line, and beside options there is no other; else there may be
+    one, of steps."""
+    before, after = items(original), items(rewrite)
+    if before == after or not (before or options(original)):
+        return None
+    lost = next((item for item in before if item not in after), None)
+    if lost is not None:
+        return f"{_shown(lost)} is missing or altered"
+    new = next((item for item in after if item not in before), None)
+    return "the items of a list are in another order" if new is None else f"the item {_shown(new)} is new"
+
+
 def _new_number(original: str, rewrite: str, allowed: NewNumbers) -> str | None:
     if allowed == "any":
         return None
@@ -221,6 +235,9 @@ def _new_number(original: str, rewrite: str, allowed: NewNumbers) -> str | None:
 
 def _other_atoms(original: str, rewrite: str, new_numbers: NewNumbers, order: bool) -> str | None:
     """Everything that is no plain word must be there as often as before, in its order, and nothing else."""
+    for word in ("one", "once"):  # which may be added, as it mostly counts nothing, and must not be lost
+        if len(_word(word).findall(rewrite)) < len(_word(word).findall(original)):
+            return f"{word!r} is there fewer times"
     wanted, found = [atom.text for atom in atoms(original)], [atom.text for atom in atoms(rewrite)]
     if new_numbers == "any":
         known = set(wanted)
@@ -233,6 +250,11 @@ def _other_atoms(original: str, rewrite: str, new_numbers: NewNumbers, order: bo
         return f"{_shown(new)} is new, or there more often"
     moved = next(there for here, there in zip(wanted, found, strict=True) if here != there)
     return f"{_shown(moved)} is in another place"
+
+
+@lru_cache
+def _word(word: str) -> re.Pattern[str]:
+    return re.compile(rf"(?i)\b{word}\b")
 
 
 def _new_spans(original: str, rewrite: str, marks: Sequence[Mark]) -> str | None:
@@ -275,7 +297,7 @@ def _unprotected(text: str, marks: Iterable[Mark]) -> str:
 def _odd_character(original: str, rewrite: str) -> str | None:
     """A character of control, an invisible one, half a pair or the sign of broken text that the original has not."""
     for char in rewrite:
-        odd = unicodedata.category(char) in ("Cc", "Cf", "Cs", "Co", "Cn") or char == "\ufffd"
+        odd = unicodedata.category(char) in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp") or char == "\ufffd"
         # emoji and Persian join letters
         if odd and char not in "\n\r\t\u200c\u200d" and char not in original:
             return f"U+{ord(char):04X}"

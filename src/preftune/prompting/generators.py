@@ -8,6 +8,7 @@ package.module:function                takes a list of prompts (texts), gives a 
 from __future__ import annotations
 
 import inspect
+import math
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -22,6 +23,7 @@ from preftune.evaluation.judges import ENDPOINT, EndpointUse
 from preftune.evaluation.judges.base import digest
 
 REPLIES, CALLS = "replies.jsonl", "calls.jsonl"
+MOST = 1024  # answers to one prompt
 SANDBOX = "sandbox:"  # models of the built-in tasks
 Progress = Callable[[int, int], object]
 
@@ -45,6 +47,12 @@ class GeneratorSampling:
     samples: int = 1
     seed: int = 0
     stop: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.samples <= MOST:
+            raise PreftuneError(f"{self.samples:,} answers to a prompt were asked for, expected at most {MOST:,}")
+        if not (math.isfinite(self.temperature) and self.temperature >= 0):
+            raise PreftuneError(f"the temperature is {self.temperature}, expected 0 or more")
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,9 @@ _SYMBOLS = (
 _NAMES = (
     "second|minute|hour|day|week|month|year|decade|dollar|cent|euro|pound|penny|pence|meter|metre|kilometer|kilometre|"
     "centimeter|centimetre|millimeter|millimetre|mile|inch|foot|yard|gram|kilogram|ton|tonne|ounce|liter|litre|gallon|"
-    "degree|percent|time"
+    "degree|percent|time|"
+    # German, French, Spanish
+    "kilometer|meter|sekunden?|minuten?|stunden?|tagen?|wochen?|monaten?|jahren?|kilogramm|gramm|heure|jour|semaine|mois|"
+    "ann\u00e9e|hora|minuto|d\u00eda|semana|mes|a\u00f1o"
 )
-UNIT = rf"{_SYMBOLS}|(?:{_NAMES})s?|inches|feet|pennies|per[ ]cent"
+UNIT = rf"[mk\u00b5]?mol|Mio\.?|Mrd\.?|{_SYMBOLS}|(?i:(?:{_NAMES})s?)|inches|feet|pennies|per[ ]cent"

@@ -11,7 +11,7 @@ from typing import Any
 
 from preftune.errors import PreftuneError
 from preftune.prompting.facts import Mark, NewNumbers, problem
-from preftune.prompting.generators import GeneratorSampling, Progress, Reply
+from preftune.prompting.generators import MOST, GeneratorSampling, Progress, Reply
 from preftune.prompting.naive import LONGEST
 from preftune.prompting.rewriter import Asked, Rewriter
 
@@ -54,7 +54,7 @@ class OptimizeSettings:
 
     def __post_init__(self) -> None:
         for name, value, good, expected in (
-            ("candidates", self.candidates, self.candidates >= 1, "at least 1"),
+            ("candidates", self.candidates, 1 <= self.candidates <= MOST, f"1 to {MOST:,}"),
             ("words", self.words, self.words is None or self.words >= 1, "at least 1"),
             ("top_p", self.top_p, 0 < self.top_p <= 1, "more than 0 and at most 1"),
             ("temperature", self.temperature, 0 < self.temperature <= 100 or self.candidates == 1, "above 0"),

@@ -124,6 +124,8 @@ class Template:
         Raises:
             PreftuneError: if it cannot be read, has an unknown block, or a block with a slot too many or too few.
         """
+        if not path.is_file():
+            raise PreftuneError(f"there is no template {path}: name a YAML file, or leave it out")
         given = yaml_tree.read(path)
         known = [field.name for field in fields(cls)]
         for name, text in given.items():
