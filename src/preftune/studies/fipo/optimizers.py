@@ -77,7 +77,7 @@ def trained(
         output=run,
         overwrite=True,
         quiet=True,
-        **_settings(kind, len(rows), updates, rate, seed),
+        config=_settings(kind, len(rows), updates, rate, seed),
     )
     _keep(done.path, to)
     shutil.rmtree(run)
