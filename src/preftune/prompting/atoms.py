@@ -92,9 +92,7 @@ def _of_piece(piece: str, start: int) -> list[Atom]:
 def _of_spaceless(piece: str, start: int) -> list[Atom]:
     """Numbers with the character behind them, which may be a unit, and numbers in signs of their own."""
     found = []
-    for match in re.finditer(
-        rf"(?P<run>[^{_SPACELESS}]*[^\W{_SPACELESS}][^{_SPACELESS}]*)(?P<unit>[{_SPACELESS}]?)", piece
-    ):
+    for match in _RUN.finditer(piece):
         core = match["run"].strip(_AROUND)
         if any(char.isnumeric() for char in core):
             found.append(Atom(core + match["unit"], start + match.start(), start + match.end(), True))

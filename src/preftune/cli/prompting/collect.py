@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from preftune.cli.app import LARGEST_SEED, Quiet
-from preftune.cli.prompting import prompts
+from preftune.cli.prompting import options, prompts
 
 
 @prompts.command()
@@ -52,15 +52,11 @@ def collect(
     pairs: Annotated[int, typer.Option(min=1, help="most pairs of one prompt")] = 4,
     limit: Annotated[int | None, typer.Option(min=1, help="use the first prompts only")] = None,
     seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="of all that is drawn")] = 0,
-    max_calls: Annotated[int, typer.Option("--max-calls", help="most calls to all endpoints together, ever")] = 10_000,
-    max_tokens: Annotated[
-        int | None, typer.Option("--max-tokens", help="most tokens read and written by them, ever")
-    ] = None,
-    concurrency: Annotated[int, typer.Option(min=1, help="calls to an endpoint at a time")] = 8,
-    timeout: Annotated[float, typer.Option(min=0.1, help="seconds that an endpoint may take to answer")] = 120.0,
-    key: Annotated[
-        str, typer.Option("--key-variable", help="environment variable that holds the API key")
-    ] = "OPENAI_API_KEY",
+    max_calls: options.MaxCalls = 10_000,
+    max_tokens: options.MaxTokens = None,
+    concurrency: options.Concurrency = 8,
+    timeout: options.Timeout = 120.0,
+    key: options.Key = "OPENAI_API_KEY",
     as_json: Annotated[bool, typer.Option("--json", help="print the result as JSON")] = False,
     quiet: Quiet = False,
 ) -> None:

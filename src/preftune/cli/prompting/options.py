@@ -1,4 +1,4 @@
-"""Options that `prompts optimize` and `prompts serve` share."""
+"""Options that several commands of `preftune prompts` share."""
 
 from __future__ import annotations
 
